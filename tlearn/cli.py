@@ -1,0 +1,31 @@
+"""The console script: ``tlearn train ...`` is ``python -m tlearn.train ...``, and so for every verb."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from tlearn.errors import did_you_mean
+
+# verb: (module with a ``main``, what it does)
+VERBS = {
+    "train": ("tlearn.train.command", "train a classifier, or go on with a run"),
+    "plan": ("tlearn.plan", "show what a run would do"),
+    "backbones": ("tlearn.backbones.__main__", "list architectures, or the layers of one"),
+}
+
+
+def main() -> int:
+    """Dispatch to a verb; returns its exit status."""
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print("usage: tlearn VERB [arguments]\n")
+        for name, (_, what) in VERBS.items():
+            print(f"  {name:<12}{what}")
+        print("\ntlearn VERB --help says more.")
+        return 0
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}\n    {did_you_mean(verb, VERBS)}", file=sys.stderr)
+        return 2
+    status: int = import_module(VERBS[verb][0]).main(arguments)
+    return status

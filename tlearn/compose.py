@@ -1,0 +1,200 @@
+"""YAML files and command-line overrides in, one checked ``Config`` out; Hydra composes, nothing is instantiated.
+
+Config groups come from ``configs/``, whole runs from ``experiments/`` (the shipped ones and those in the working
+directory). TensorFlow is not imported.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tlearn.config import Config
+from tlearn.errors import ConfigError, Problem, did_you_mean
+from tlearn.paths import shipped
+from tlearn.typed import keys, suggest_key, typed
+
+CONFIG_NAME = "train"
+
+
+def load_config(overrides: Sequence[str] = ()) -> Config:
+    """Compose a config as the command line does.
+
+    Args:
+        overrides: ``key=value`` pairs, ``group=option`` choices and ``experiment=NAME``.
+
+    Returns:
+        The typed config. It is checked by itself, not yet against architectures or data.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    register_schema()
+    problems: list[Problem] = []
+    sound: list[str] = []  # what is wrong in the others is reported too
+    for override in parse_overrides(overrides):
+        found = _override_problems(override)
+        problems += found
+        if not found:
+            sound.append(str(override.input_line))
+    try:
+        config = to_config(_compose(sound))
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The typed config of what Hydra composed; the run is named after its experiment."""
+    choices = OmegaConf.select(composed, "hydra.runtime.choices") or {}
+    plain: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    plain.pop("hydra", None)
+    experiment = choices.get("experiment")
+    if experiment and plain.get("name") is None:
+        plain["name"] = str(experiment)
+    return typed(plain)
+
+
+def preset(group: str, name: str) -> Any:
+    """One shipped option of a config group as its dataclass, without Hydra.
+
+    Args:
+        group: ``backbone``, ``head``, ``data``, ``augment``, ``optimizer`` or ``schedule``.
+        name: an option of that group, such as ``two_stage``.
+
+    Raises:
+        ConfigError: unknown group or option.
+    """
+    groups = {path.name: path for path in shipped("configs").iterdir() if path.is_dir()}
+    if group not in groups:
+        raise ConfigError(Problem(group, "no such config group", did_you_mean(group, groups)))
+    options = {path.stem: path for path in groups[group].glob("*.yaml")}
+    if name not in options:
+        raise ConfigError(Problem(f"{group}={name}", "no such option", did_you_mean(name, options)))
+    data = yaml.safe_load(options[name].read_text(encoding="utf-8"))
+    schema = type(getattr(Config(), group))
+    return typed({key: value for key, value in data.items() if value != "???"}, schema, group)
+
+
+@cache
+def register_schema() -> None:
+    """Tell Hydra the defaults of ``Config`` and the experiments; types are checked after composition."""
+    store = ConfigStore.instance()
+    defaults = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)
+    store.store(name="schema", node=OmegaConf.create(defaults))
+    for name, path in experiments().items():
+        try:
+            node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue  # reported when it is chosen: a broken file of one experiment must not stop the others
+        if isinstance(node, dict):
+            store.store(group="experiment", name=name, package="_global_", node=OmegaConf.create(node))
+
+
+def experiments() -> dict[str, Path]:
+    """Experiment files by name, found recursively; the working directory's go before the shipped ones."""
+    found: dict[str, Path] = {}
+    for root in (shipped("experiments"), Path.cwd() / "experiments"):
+        for path in sorted(root.rglob("*.yaml")):
+            found[path.relative_to(root).with_suffix("").as_posix()] = path
+    return found
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Parse Hydra overrides. Raises ConfigError for every one that is not ``key=value``."""
+    parser = OverridesParser.create()
+    parsed, problems = [], []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            problems.append(Problem(text, str(error).splitlines()[0], "write overrides as key=value"))
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The runs of a multirun, as Hydra's basic sweeper makes them: the product of all ``key=a,b`` overrides."""
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in parse_overrides(overrides)
+    ]
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def _override_problems(override: Override) -> list[Problem]:
+    """An unknown key or group option, said with the nearest names."""
+    key = str(override.key_or_group)
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return []
+    if override.is_sweep_override():
+        return [Problem(str(override.input_line), "several values", "sweeps need -m: python -m tlearn.train -m ...")]
+    if key == "experiment":
+        return _experiment_problems(str(override.value()))
+    folder = shipped("configs") / key
+    value = override.value()
+    if folder.is_dir() and not isinstance(value, dict | list):
+        options = [path.stem for path in folder.glob("*.yaml")]
+        if value is not None and str(value) not in options:
+            return [Problem(f"{key}={value}", "no such option", _option_hint(key, str(value), options))]
+        return []
+    generic = ".".join("0" if part.isdigit() else part for part in key.split("."))
+    if generic in set(keys()) or ".options." in f".{generic}" or ".unfreeze." in generic:
+        return []
+    return [Problem(key, "unknown key", suggest_key(key))]
+
+
+def _option_hint(group: str, value: str, options: list[str]) -> str:
+    family = [option for option in options if option.startswith(value)]
+    if family:
+        return f"choose one of: {', '.join(sorted(family))}"
+    named = f"; an own {group} is chosen by its name: {group}.name={value}" if group in ("backbone", "head") else ""
+    return did_you_mean(value, options) + named
+
+
+def _experiment_problems(name: str) -> list[Problem]:
+    found = experiments()
+    if name in ("null", "None"):
+        return []
+    if name not in found:
+        return [Problem(f"experiment={name}", "no such experiment", did_you_mean(name, found) if found else "")]
+    try:
+        data = yaml.safe_load(found[name].read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return [Problem(str(found[name]), f"cannot be read as YAML: {' '.join(str(error).split())}")]
+    if not isinstance(data, dict):
+        return [Problem(str(found[name]), "is not a mapping of config keys")]
+    return []
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """Compose with Hydra; its errors become ours."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(shipped("configs")), job_name=CONFIG_NAME):
+            return hydra_compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        message = " ".join(str(error).split())
+        if str(cause) not in message:
+            message += f" ({' '.join(str(cause).split())})"
+        raise ConfigError(Problem("config", message)) from error

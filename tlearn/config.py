@@ -1,0 +1,497 @@
+"""The whole configuration of a run, as plain typed data.
+
+A config is data, never code: no import paths, no expressions. Names (of backbones, heads, data sources) resolve
+through registries. Every field states its unit and meaning; ``null`` always means what its help says, and nothing
+has a default anywhere else. This module imports neither Hydra nor TensorFlow.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def option(default: T, help: str) -> T:
+    """A config field with its one-line meaning; mutable defaults are copied for each instance."""
+    metadata = {"help": help}
+    if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
+        mutable: T = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+        return mutable
+    plain: T = field(default=default, metadata=metadata)
+    return plain
+
+
+# --- choices ---------------------------------------------------------------------------------------------------------
+
+
+class Pooling(Enum):
+    """How a feature map (height, width, channels) becomes one vector."""
+
+    none = "none"
+    avg = "avg"
+    max = "max"
+    gem = "gem"
+    avg_max = "avg_max"
+
+
+class Activation(Enum):
+    """Non-linearity of the hidden layers of a head."""
+
+    relu = "relu"
+    gelu = "gelu"
+    silu = "silu"
+    tanh = "tanh"
+
+
+class Normalization(Enum):
+    """Normalisation before each hidden activation of a head."""
+
+    none = "none"
+    batch = "batch"
+    layer = "layer"
+
+
+class Output(Enum):
+    """What the saved model returns for each class."""
+
+    probabilities = "probabilities"
+    logits = "logits"
+
+
+class Resize(Enum):
+    """How a photograph of any shape becomes a square."""
+
+    crop = "crop"
+    stretch = "stretch"
+    pad = "pad"
+
+
+class Interpolation(Enum):
+    """Pillow's resampling filter, antialiased when shrinking."""
+
+    nearest = "nearest"
+    bilinear = "bilinear"
+    bicubic = "bicubic"
+    lanczos = "lanczos"
+
+
+class OnError(Enum):
+    """What an unreadable image does to a run."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class Check(Enum):
+    """How closely the image files are looked at before training."""
+
+    auto = "auto"
+    decode = "decode"
+    header = "header"
+    none = "none"
+
+
+class DataCache(Enum):
+    """Where decoded, resized images are kept between epochs."""
+
+    none = "none"
+    memory = "memory"
+
+
+class ClassWeights(Enum):
+    """How classes are weighted in the loss."""
+
+    none = "none"
+    balanced = "balanced"
+
+
+class BatchNorm(Enum):
+    """Batch normalisation of the unfrozen part of the backbone."""
+
+    inference = "inference"
+    train = "train"
+
+
+class LearningRateSchedule(Enum):
+    """How the learning rate moves over a stage, after the warm-up."""
+
+    constant = "constant"
+    cosine = "cosine"
+    exponential = "exponential"
+    polynomial = "polynomial"
+    step = "step"
+
+
+class Precision(Enum):
+    """Keras' dtype policy; heads stay float32 in all of them."""
+
+    float32 = "float32"
+    mixed_float16 = "mixed_float16"
+    mixed_bfloat16 = "mixed_bfloat16"
+
+
+class Strategy(Enum):
+    """Devices a run trains on."""
+
+    auto = "auto"
+    one = "one"
+
+
+class Keep(Enum):
+    """Which weights become the final model."""
+
+    best = "best"
+    last = "last"
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class BackboneConfig:
+    """The pretrained network below the head."""
+
+    name: str = option("mobilenet", "architecture; python -m tlearn.backbones lists them")
+    weights: str | None = option(
+        "imagenet", "imagenet | glyphs (embedded) | a .weights.h5/.h5/.keras file | a run folder | null: random"
+    )
+    image_size: int | None = option(None, "side of the square input, pixels; null: the architecture's own")
+    alpha: float | None = option(None, "width multiplier, MobileNets only; null: 1.0")
+    depth_multiplier: int | None = option(None, "depthwise channels per input channel, MobileNet only; null: 1")
+    dropout: float | None = option(None, "dropout rate of MobileNet's own ImageNet classifier; null: 0.001")
+    options: dict[str, Any] = option({}, "options of a backbone registered by a plugin")
+
+
+@dataclass
+class HeadConfig:
+    """Pooling and classifier on top of the backbone."""
+
+    name: str = option("linear", "linear | mlp | the name of a head registered by a plugin")
+    classes: int | None = option(None, "number of outputs; null: the classes of the data")
+    pooling: Pooling = option(Pooling.avg, "none (flatten) | avg | max | gem | avg_max (both, concatenated)")
+    units: list[int] = option([], "widths of the hidden layers of head.name=mlp")
+    activation: Activation = option(Activation.relu, "of the hidden layers")
+    normalization: Normalization = option(Normalization.none, "before each hidden activation")
+    dropout: float = option(0.0, "rate, before every dense layer")
+    output: Output = option(Output.probabilities, "what the saved model returns; training always uses logits")
+    options: dict[str, Any] = option({}, "options of a head registered by a plugin")
+
+
+# --- the data --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DataConfig:
+    """Where labelled images come from and how they reach the model."""
+
+    name: str = option("digits", "digits | glyphs | folder | table | a source registered by a plugin")
+    path: str | None = option(None, "folder: the folder of class folders; table: the CSV or Parquet file")
+    root: str | None = option(None, "table: folder that relative image paths start from; null: the table's folder")
+    image_column: str = option("path", "table: column of image paths")
+    label_column: str = option("label", "table: column of class names")
+    split_column: str | None = option(None, "table: column that says train, val or test; null: split here")
+    label_separator: str | None = option(None, "table: several labels per image, separated by this; null: one label")
+    count: int | None = option(None, "glyphs: how many pictures to draw; null: 24000")
+    batch_size: int = option(32, "images per step")
+    val_fraction: float = option(0.2, "share of the images held out for validation where the data has no split")
+    test_fraction: float = option(0.0, "share held out and not touched by training at all")
+    split_seed: int = option(0, "seed of the split; kept apart from seed, so that seeds compare on the same images")
+    per_class: int | None = option(None, "train on at most this many images of each class; null: all")
+    resize: Resize = option(Resize.crop, "crop the centre | stretch | pad with black")
+    crop_fraction: float = option(1.0, "resize=crop: side of the centre square as a share of the shorter side")
+    interpolation: Interpolation = option(Interpolation.bilinear, "nearest | bilinear | bicubic | lanczos")
+    max_pixels: int = option(100_000_000, "images with more pixels are refused (decompression bombs)")
+    on_error: OnError = option(OnError.stop, "unreadable image: stop with the list | skip and list")
+    check: Check = option(
+        Check.auto, "before training: decode every image | read its header | none; auto: decode up to 20,000 images"
+    )
+    cache: DataCache = option(DataCache.none, "keep decoded images between epochs: none | memory")
+    workers: int | None = option(None, "parallel decoding calls; null: tuned while running")
+    options: dict[str, Any] = option({}, "options of a data source registered by a plugin")
+
+
+# --- augmentation: transforms run in this order, each with its own probability; p = 0 is off -------------------------
+
+
+@dataclass
+class RandomResizedCrop:
+    """A random rectangle of the image, resized to the input size (Szegedy et al. 2014, arXiv 1409.4842)."""
+
+    p: float = option(0.0, "probability")
+    scale_min: float = option(0.35, "least share of the area")
+    scale_max: float = option(1.0, "largest share of the area")
+    ratio_min: float = option(0.75, "least width / height")
+    ratio_max: float = option(1.333, "largest width / height")
+
+
+@dataclass
+class Flip:
+    """Mirror the image."""
+
+    p: float = option(0.0, "probability")
+
+
+@dataclass
+class Affine:
+    """Rotate, scale, move and shear."""
+
+    p: float = option(0.0, "probability")
+    rotate: float = option(15.0, "largest angle, degrees, either way")
+    scale: float = option(0.1, "largest relative change of size, either way")
+    translate: float = option(0.05, "largest move as a share of the side, either way")
+    shear: float = option(0.0, "largest shear, degrees, either way")
+
+
+@dataclass
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue."""
+
+    p: float = option(0.0, "probability")
+    brightness: float = option(0.2, "largest relative change")
+    contrast: float = option(0.2, "largest relative change")
+    saturation: float = option(0.2, "largest relative change")
+    hue: float = option(0.03, "largest change as a share of the colour circle")
+
+
+@dataclass
+class Grayscale:
+    """Drop the colours."""
+
+    p: float = option(0.0, "probability")
+
+
+@dataclass
+class GaussianBlur:
+    """Blur."""
+
+    p: float = option(0.0, "probability")
+    sigma_max: float = option(1.5, "largest standard deviation, pixels")
+
+
+@dataclass
+class GaussianNoise:
+    """Add noise."""
+
+    p: float = option(0.0, "probability")
+    std_max: float = option(0.08, "largest standard deviation as a share of 255")
+
+
+@dataclass
+class JpegCompression:
+    """Compress and decompress as JPEG."""
+
+    p: float = option(0.0, "probability")
+    quality_min: int = option(50, "least quality, 1..100")
+
+
+@dataclass
+class CoarseDropout:
+    """Erase rectangles (Random Erasing, Zhong et al. 2017, arXiv 1708.04896)."""
+
+    p: float = option(0.0, "probability")
+    holes: int = option(1, "largest number of rectangles")
+    size: float = option(0.25, "largest side as a share of the image's side")
+
+
+@dataclass
+class RandAugment:
+    """Random operations of one strength on whole batches (Cubuk et al. 2019, arXiv 1909.13719)."""
+
+    p: float = option(0.0, "probability that an operation is applied")
+    operations: int = option(2, "how many are applied in turn")
+    magnitude: float = option(0.5, "strength, 0..1")
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of the training images, a function of (seed, epoch, image) alone."""
+
+    name: str = option("none", "what this combination is called")
+    random_resized_crop: RandomResizedCrop = option(RandomResizedCrop(), "instead of data.resize, on training images")
+    horizontal_flip: Flip = option(Flip(), "left and right")
+    vertical_flip: Flip = option(Flip(), "up and down")
+    affine: Affine = option(Affine(), "rotate, scale, move, shear")
+    color_jitter: ColorJitter = option(ColorJitter(), "brightness, contrast, saturation, hue")
+    grayscale: Grayscale = option(Grayscale(), "drop the colours")
+    gaussian_blur: GaussianBlur = option(GaussianBlur(), "blur")
+    gaussian_noise: GaussianNoise = option(GaussianNoise(), "noise")
+    jpeg_compression: JpegCompression = option(JpegCompression(), "JPEG artefacts")
+    coarse_dropout: CoarseDropout = option(CoarseDropout(), "erase rectangles")
+    rand_augment: RandAugment = option(RandAugment(), "on batches, after the transforms above")
+    mixup: float = option(0.0, "alpha of mixup on batches (Zhang et al. 2017, arXiv 1710.09412); 0: off")
+    cutmix: float = option(0.0, "alpha of CutMix on batches (Yun et al. 2019, arXiv 1905.04899); 0: off")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Duration:
+    """A length in any one unit; all null: none."""
+
+    epochs: float | None = option(None, "passes over the training images")
+    steps: int | None = option(None, "batches")
+    examples: int | None = option(None, "images")
+    percent: float | None = option(None, "of the stage")
+
+
+@dataclass
+class LearningRateConfig:
+    """The learning rate over a stage; it starts at optimizer.learning_rate after the warm-up."""
+
+    name: LearningRateSchedule = option(LearningRateSchedule.constant, "constant|cosine|exponential|polynomial|step")
+    warmup: Duration = option(Duration(), "linear warm-up from zero")
+    final: float = option(0.0, "cosine, polynomial: last rate as a share of the first")
+    power: float = option(1.0, "polynomial: 1 is linear")
+    rate: float = option(0.1, "exponential, step: factor for each period")
+    every: Duration = option(Duration(), "exponential, step: the period; all null: a third of the stage")
+
+
+@dataclass
+class OptimizerConfig:
+    """A Keras optimizer. ``null`` options take Keras' own default; an option the optimizer lacks is an error."""
+
+    name: str | None = option(None, "adam, sgd, rmsprop, adamw, ...; null (in a stage): all of the run's optimizer")
+    learning_rate: float | None = option(None, "null: the run's optimizer's, there 0.001")
+    momentum: float | None = option(None, "sgd, rmsprop, muon")
+    nesterov: bool | None = option(None, "sgd, muon")
+    rho: float | None = option(None, "rmsprop, adadelta")
+    centered: bool | None = option(None, "rmsprop")
+    beta_1: float | None = option(None, "adam, adamw, adamax, nadam, lion, lamb")
+    beta_2: float | None = option(None, "adam, adamw, adamax, nadam, lion, lamb")
+    epsilon: float | None = option(None, "most optimizers")
+    amsgrad: bool | None = option(None, "adam, adamw")
+    initial_accumulator_value: float | None = option(None, "adagrad, ftrl")
+    learning_rate_power: float | None = option(None, "ftrl")
+    l1_regularization_strength: float | None = option(None, "ftrl")
+    l2_regularization_strength: float | None = option(None, "ftrl")
+    l2_shrinkage_regularization_strength: float | None = option(None, "ftrl")
+    beta: float | None = option(None, "ftrl")
+    beta_2_decay: float | None = option(None, "adafactor")
+    epsilon_1: float | None = option(None, "adafactor")
+    epsilon_2: float | None = option(None, "adafactor")
+    clip_threshold: float | None = option(None, "adafactor")
+    relative_step: bool | None = option(None, "adafactor")
+    adam_beta_1: float | None = option(None, "muon")
+    adam_beta_2: float | None = option(None, "muon")
+    adam_weight_decay: float | None = option(None, "muon")
+    adam_lr_ratio: float | None = option(None, "muon")
+    muon_a: float | None = option(None, "muon")
+    muon_b: float | None = option(None, "muon")
+    muon_c: float | None = option(None, "muon")
+    ns_steps: int | None = option(None, "muon")
+    rms_rate: float | None = option(None, "muon")
+    warmup_steps: int | None = option(None, "schedule_free_adamw")
+    weight_decay: float | None = option(None, "decoupled, per step times the rate; biases and norms are skipped")
+    clip_norm: float | None = option(None, "clip each variable's gradient to this norm")
+    clip_value: float | None = option(None, "clip each element of the gradient")
+    clip_global_norm: float | None = option(None, "clip all gradients together to this norm")
+    accumulate: int | None = option(None, "batches whose gradients are averaged for one update; null: 1")
+    ema: float | None = option(None, "momentum of an average of the weights, used to evaluate and to save; null: off")
+    block_decay: float | None = option(None, "learning rate of each block as a share of the one above it; null: 1")
+    schedule: LearningRateConfig = option(LearningRateConfig(), "the learning rate over the stage")
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """End a stage when checkpoint.monitor no longer improves."""
+
+    patience: int | None = option(None, "epochs without improvement before the stage ends; null: off")
+    min_delta: float = option(0.0, "least change that counts as improvement")
+
+
+@dataclass
+class Stage:
+    """One part of the schedule: what trains, for how long, and how."""
+
+    name: str = option("stage", "appears in logs and metrics; unique in the schedule")
+    unfreeze: Any = option(
+        "none",
+        "backbone layers that train: none | all | {last_blocks: N} | {from_block: NAME} | "
+        "{from_layer: INDEX or NAME} | {layers: REGEX}",
+    )
+    epochs: float | None = option(None, "length in passes over the training images")
+    steps: int | None = option(None, "length in batches")
+    examples: int | None = option(None, "length in images")
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "name null: the run's optimizer, with what is set here")
+    batch_norm: BatchNorm = option(BatchNorm.inference, "inference: moving statistics, gamma and beta stay still")
+    carry_slots: bool = option(False, "keep optimizer state of variables that trained in the stage before")
+    label_smoothing: float | None = option(None, "null: loss.label_smoothing")
+    class_weights: ClassWeights | None = option(None, "null: loss.class_weights")
+    xla: Any = option(None, "auto | on | off; null: the run's xla")
+    early_stopping: EarlyStoppingConfig = option(EarlyStoppingConfig(), "end the stage early")
+
+
+@dataclass
+class ScheduleConfig:
+    """The stages, run in the order written."""
+
+    name: str = option("custom", "what this schedule is called")
+    stages: list[Stage] = option([], "run in this order")
+
+
+@dataclass
+class LossConfig:
+    """Cross-entropy: over classes, or per class for multi-label data."""
+
+    label_smoothing: float = option(0.0, "share of the probability spread over all classes")
+    class_weights: ClassWeights = option(ClassWeights.none, "none | balanced (inverse frequency)")
+
+
+@dataclass
+class Every:
+    """How often; with several units set, whichever is due first."""
+
+    minutes: float | None = option(5.0, "null: not by time")
+    epochs: int | None = option(None, "null: not by epochs")
+    steps: int | None = option(None, "null: not by steps")
+
+
+@dataclass
+class CheckpointConfig:
+    """What is kept while training."""
+
+    every: Every = option(Every(), "how often the resumable state is saved; always at the end of a stage")
+    keep: int = option(1, "how many of the latest resumable states are kept")
+    monitor: str | None = option(None, "metric that decides what is best; null: val_accuracy, multi-label val_auc")
+    final: Keep = option(Keep.best, "weights of the final model: best | last")
+
+
+@dataclass
+class LogConfig:
+    """What a run writes for people to look at."""
+
+    tensorboard: bool = option(True, "write TensorBoard event files")
+    images: int = option(16, "augmented sample images shown in TensorBoard")
+    every: int = option(50, "steps between logged training metrics")
+    progress: bool = option(True, "show a progress bar on a terminal")
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    name: str | None = option(None, "of the run; null: the experiment's or the backbone's")
+    seed: int = option(1, "of everything random but the split")
+    run_dir: str | None = option(None, "run folder to make; null: runs/<name>-<time>")
+    resume: str | None = option(None, "a run folder to go on with; no other override may be given")
+    deterministic: Any = option("auto", "true | false | auto: same config, same weights, bit for bit; auto: on CPU")
+    precision: Precision = option(Precision.float32, "float32 | mixed_float16 | mixed_bfloat16")
+    xla: Any = option("auto", "compile training steps with XLA: auto (off on the CPU) | on | off")
+    strategy: Strategy = option(Strategy.auto, "devices: auto | one")
+    backbone: BackboneConfig = option(BackboneConfig(), "the pretrained network")
+    head: HeadConfig = option(HeadConfig(), "pooling and classifier")
+    data: DataConfig = option(DataConfig(), "labelled images")
+    augment: AugmentConfig = option(AugmentConfig(), "random changes of the training images")
+    optimizer: OptimizerConfig = option(
+        OptimizerConfig(name="adam", learning_rate=1e-3), "for stages that name none of their own"
+    )
+    schedule: ScheduleConfig = option(ScheduleConfig(), "stages")
+    loss: LossConfig = option(LossConfig(), "what is minimised")
+    checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
+    log: LogConfig = option(LogConfig(), "what is written for people")

@@ -1,0 +1,111 @@
+"""From plain data to a ``Config``, strictly: every unknown key and every value of a wrong type is found, all at once.
+
+Hydra lets ``+key=value`` and ``_target_`` pass; they end here, since a config holds the fields of ``tlearn.config``
+and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tlearn.config import Config
+from tlearn.errors import ConfigError, Problem, did_you_mean
+
+C = TypeVar("C")
+
+
+def typed(data: Mapping[str, Any], schema: type[C] = Config, where: str = "") -> C:  # type: ignore[assignment]
+    """Check plain data against a dataclass of ``tlearn.config`` and make it.
+
+    Args:
+        data: nested plain data, as a YAML file holds it.
+        schema: the dataclass.
+        where: config key of the data, for messages.
+
+    Raises:
+        ConfigError: with every unknown key, wrong type and missing value.
+    """
+    problems = list(find_problems(data, schema, where))
+    if problems:
+        raise ConfigError(problems)
+    made: C = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(data))))  # type: ignore[assignment]
+    return made
+
+
+def find_problems(data: Mapping[Any, Any], schema: type, where: str) -> Iterator[Problem]:
+    """What is wrong with plain data for a dataclass, key by key."""
+    types = typing.get_type_hints(schema)
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in types:
+            yield Problem(path, "unknown key", suggest_key(path))
+        elif value == "???":
+            yield Problem(path, "has no value", f"give it one: {path}=...")
+        else:
+            yield from _value_problems(value, types[key], schema, str(key), path)
+
+
+def _value_problems(value: Any, kind: Any, schema: type, key: str, path: str) -> Iterator[Problem]:
+    item = typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if isinstance(value, Mapping):
+            yield from find_problems(value, kind, path)
+        else:
+            names = ", ".join(field.name for field in dataclasses.fields(kind))
+            yield Problem(path, f"expects a mapping, received {value!r}", f"keys: {names}")
+    elif item is not None and dataclasses.is_dataclass(item) and isinstance(item, type):
+        yield from _list_problems(value, item, path)
+    else:
+        try:
+            _probe(schema)[key] = value
+        except OmegaConfBaseException as error:
+            yield Problem(path, str(error).splitlines()[0])
+
+
+@cache
+def _probe(schema: type) -> Any:
+    """A node of this type to try values on; making one for each value would take longer than composing."""
+    return OmegaConf.structured(schema)
+
+
+def _list_problems(value: Any, item: type, path: str) -> Iterator[Problem]:
+    if not isinstance(value, list):
+        yield Problem(path, f"expects a list, received {value!r}")
+        return
+    for index, element in enumerate(value):
+        if isinstance(element, Mapping):
+            yield from find_problems(element, item, f"{path}.{index}")
+        else:
+            yield Problem(f"{path}.{index}", f"expects a mapping, received {element!r}")
+
+
+def keys(schema: type = Config, where: str = "") -> Iterator[str]:
+    """Every dotted key of the config; items of a list are written as ``stages.0``."""
+    for name, kind in typing.get_type_hints(schema).items():
+        path = f"{where}.{name}" if where else name
+        yield path
+        if typing.get_origin(kind) is list:
+            kind, path = typing.get_args(kind)[0], f"{path}.0"
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from keys(kind, path)
+
+
+def suggest_key(path: str) -> str:
+    """The nearest existing keys: beside it first, else one of the same name elsewhere."""
+    parent, _, last = path.rpartition(".")
+    known = list(keys())
+    generic = ".".join("0" if part.isdigit() else part for part in parent.split("."))
+    beside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == generic}
+    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
+    near = [f"{parent}.{name}" if parent else name for name in difflib.get_close_matches(last, beside, n=3)]
+    if near or elsewhere:
+        return f"did you mean {' or '.join(near or elsewhere[:3])}?"
+    return did_you_mean(path, beside or known)
