@@ -1,0 +1,150 @@
+"""Everything about a config that can be found wrong without TensorFlow, all of it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tlearn.backbones import check_backbone, check_unfreeze, get_spec
+from tlearn.config import ClassWeights, Config, DataCache, Duration, OptimizerConfig, Stage
+from tlearn.data import check_data_config, peek_classes
+from tlearn.errors import ConfigError, Problem, UserError
+from tlearn.heads import check_head
+from tlearn.train.optimizers import check_duration, check_optimizer, stage_optimizer
+from tlearn.train.run import resolve_weights
+
+_SWITCHES = ("auto", "on", "off", True, False)
+
+
+def check_config(config: Config) -> None:
+    """Raise ConfigError with every problem of a config, by itself and for its architecture and data."""
+    problems = [
+        *_check_run(config),
+        *_check_model(config),
+        *check_data_config(config.data),
+        *_check_augment(config),
+        *_check_schedule(config),
+    ]
+    if not problems:
+        problems = [*_check_classes(config)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_run(config: Config) -> Iterator[Problem]:
+    if config.seed < 0:
+        yield Problem("seed", f"must be 0 or more, received {config.seed}")
+    if config.deterministic not in ("auto", True, False):
+        yield Problem("deterministic", f"must be true, false or auto, received {config.deterministic!r}")
+    if config.xla not in _SWITCHES:
+        yield Problem("xla", f"must be auto, on or off, received {config.xla!r}")
+    if config.name is not None and not re.fullmatch(r"[\w.+/-]{1,100}", config.name):
+        yield Problem("name", f"may hold letters, digits and . + - _ / only, received {config.name!r}")
+    if config.checkpoint.keep < 1:
+        yield Problem("checkpoint.keep", "at least one state must be kept, else nothing could be resumed")
+    for key, value in dataclasses.asdict(config.checkpoint.every).items():
+        if value is not None and value <= 0:
+            yield Problem(f"checkpoint.every.{key}", f"must be above 0, received {value}", "null turns it off")
+    if config.log.every < 1:
+        yield Problem("log.every", f"must be 1 or more, received {config.log.every}")
+    yield from _fraction(config.loss.label_smoothing, "loss.label_smoothing")
+
+
+def _check_model(config: Config) -> Iterator[Problem]:
+    backbone = config.backbone
+    try:
+        weights = resolve_weights(backbone.weights)
+    except UserError as error:
+        yield from error.problems
+        weights = None
+    yield from check_backbone(
+        backbone.name,
+        weights=weights,
+        image_size=backbone.image_size,
+        alpha=backbone.alpha,
+        depth_multiplier=backbone.depth_multiplier,
+        dropout=backbone.dropout,
+        options=backbone.options,
+    )
+    head = config.head
+    yield from check_head(
+        name=head.name,
+        classes=head.classes,
+        pooling=head.pooling,
+        units=head.units,
+        activation=head.activation,
+        normalization=head.normalization,
+        dropout=head.dropout,
+        options=head.options,
+    )
+
+
+def _check_augment(config: Config) -> Iterator[Problem]:
+    augment = config.augment
+    for name, transform in vars(augment).items():
+        if hasattr(transform, "p"):
+            yield from _fraction(transform.p, f"augment.{name}.p")
+    for name in ("mixup", "cutmix"):
+        if getattr(augment, name) < 0:
+            yield Problem(f"augment.{name}", f"must be 0 or more, received {getattr(augment, name)}")
+    crop = augment.random_resized_crop
+    if not 0 < crop.scale_min <= crop.scale_max <= 1:
+        yield Problem("augment.random_resized_crop", "needs 0 < scale_min <= scale_max <= 1")
+    if not 0 < crop.ratio_min <= crop.ratio_max:
+        yield Problem("augment.random_resized_crop", "needs 0 < ratio_min <= ratio_max")
+    if crop.p > 0 and config.data.cache is DataCache.memory:
+        fix = "data.cache=none, or augment.random_resized_crop.p=0"
+        yield Problem("data.cache", "keeps resized images, but random_resized_crop needs the whole ones", fix)
+
+
+def _check_schedule(config: Config) -> Iterator[Problem]:
+    stages = config.schedule.stages
+    if not stages:
+        yield Problem("schedule.stages", "there is no stage", "choose one: schedule=two_stage")
+    names = [stage.name for stage in stages]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Problem("schedule.stages", f"two stages are called {name!r}", "metrics are told apart by stage name")
+    for index, stage in enumerate(stages):
+        yield from _check_stage(config, stage, f"schedule.stages.{index}")
+    inherits = any(stage.optimizer.name is None for stage in stages)
+    if stages and not inherits and config.optimizer != Config().optimizer:
+        fix = "every stage names an optimizer of its own: set schedule.stages.N.optimizer, or its name to null"
+        yield Problem("optimizer", "is used by no stage", fix)
+
+
+def _check_stage(config: Config, stage: Stage, where: str) -> Iterator[Problem]:
+    length = Duration(epochs=stage.epochs, steps=stage.steps, examples=stage.examples)
+    for problem in check_duration(length, where, required=True):
+        yield dataclasses.replace(problem, what=problem.what.replace(", percent", ""))
+    with contextlib.suppress(UserError):  # an unknown backbone is reported already
+        yield from check_unfreeze(stage.unfreeze, get_spec(config.backbone.name), f"{where}.unfreeze")
+    own = stage.optimizer.name is not None or stage.optimizer != OptimizerConfig()
+    yield from check_optimizer(stage_optimizer(config, stage), f"{where}.optimizer" if own else "optimizer")
+    if stage.xla not in (None, *_SWITCHES):
+        yield Problem(f"{where}.xla", f"must be auto, on or off, received {stage.xla!r}")
+    if stage.label_smoothing is not None:
+        yield from _fraction(stage.label_smoothing, f"{where}.label_smoothing")
+    patience = stage.early_stopping.patience
+    if patience is not None and patience < 1:
+        yield Problem(f"{where}.early_stopping.patience", f"must be 1 or more, received {patience}")
+
+
+def _check_classes(config: Config) -> Iterator[Problem]:
+    """Classes of the data against the head, where the names can be had cheaply."""
+    classes, wanted = peek_classes(config.data), config.head.classes
+    if classes is not None and wanted is not None and wanted < len(classes):
+        shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        fix = f"head.classes=null takes the data's; they are: {shown}"
+        yield Problem("head.classes", f"{wanted} outputs for {len(classes)} classes", fix)
+    if config.data.label_separator is not None:
+        asked = {stage.class_weights or config.loss.class_weights for stage in config.schedule.stages}
+        if ClassWeights.balanced in asked:
+            yield Problem("loss.class_weights", "balanced is for one label per image", "loss.class_weights=none")
+
+
+def _fraction(value: Any, where: str) -> Iterator[Problem]:
+    if not 0 <= value <= 1:
+        yield Problem(where, f"must be between 0 and 1, received {value}")

@@ -1,0 +1,111 @@
+"""What a person sees while a run goes on: on standard error, so that standard output holds one line for scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tlearn.train.plan import Plan
+
+_PLAIN_WIDTH = 100
+
+
+class Terminal:
+    """Prints to the terminal and to the run's log; draws a bar only where somebody can see it.
+
+    Args:
+        progress: whether a bar is wanted at all.
+    """
+
+    def __init__(self, progress: bool = True) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self._log: Path | None = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._wants_bar = progress and self._console.is_terminal
+
+    def log_to(self, path: Path) -> None:
+        """From now on append everything printed to a file as well."""
+        self._log = path
+
+    def print(self, *what: RenderableType) -> None:
+        """Print, and log as plain text."""
+        self._console.print(*what)
+        if self._log is not None:
+            with open(self._log, "a", encoding="utf-8") as file:
+                Console(file=file, width=_PLAIN_WIDTH, highlight=False).print(*what)
+
+    def start_epoch(self, label: str, steps: int, done: int) -> None:
+        """Begin the bar of an epoch."""
+        if not self._wants_bar:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(label, total=steps, completed=done, note="")
+
+    def step(self, done: int, note: str) -> None:
+        """Move the bar."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, note=note)
+
+    def end_epoch(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """The plan for people: facts, then a row per stage; fits 80 columns."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column()
+    images = [f"{plan.train_images:,} train", f"{plan.val_images:,} val"]
+    images += [f"{plan.test_images:,} test"] if plan.test_images else []
+    facts.add_row("backbone", f"{plan.backbone}, {plan.weights} weights, {plan.image_size} px")
+    facts.add_row("head", f"{plan.head}, {plan.outputs} {'labels' if plan.multi_label else 'classes'}")
+    facts.add_row("images", f"{', '.join(images)}; batches of {plan.batch_size}, {plan.steps_per_epoch} an epoch")
+    facts.add_row("parameters", f"{plan.parameters:,}")
+    if plan.class_weights is not None:
+        weights = zip(plan.classes, plan.class_weights, strict=False)
+        facts.add_row("class weights", ", ".join(f"{name} {weight:.3g}" for name, weight in weights))
+    notes = [*plan.notes, *(f"stage {stage.name}: {note}" for stage in plan.stages for note in stage.notes)]
+    return Group(facts, _stage_table(plan), *(f"note: {note}" for note in notes))
+
+
+def _stage_table(plan: Plan) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    for name in ("stage", "trains", "parameters", "epochs", "steps", "optimizer"):
+        table.add_column(name, justify="right" if name in ("parameters", "epochs", "steps") else "left")
+    for stage in plan.stages:
+        trains = f"head + {stage.unfreeze}\nfrom {stage.lowest}" if stage.layers else "head"
+        if stage.batch_norms_training:
+            trains += f"\n{stage.batch_norms_training} batch norms move"
+        parameters = f"{stage.parameters:,}"
+        table.add_row(stage.name, trains, parameters, str(stage.epochs), f"{stage.steps:,}", stage.optimizer)
+    return table
+
+
+def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> str:
+    """Metrics in one line: ``loss 0.312  accuracy 0.912``."""
+    return "  ".join(f"{name} {logs[name]:.4g}" for name in (names or logs) if name in logs)
+
+
+def print_plan(plan: Plan) -> None:
+    """The plan on standard output."""
+    Console(highlight=False).print(plan_table(plan))

@@ -1,0 +1,69 @@
+"""The end of a run: the final weights evaluated, the model saved, the summary and the report written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tlearn.config import Config, Keep
+from tlearn.train import checkpoint, report
+from tlearn.train.classifier import Classifier
+from tlearn.train.logs import TensorBoardLog
+from tlearn.train.loop import Evaluation, Logs
+from tlearn.train.plan import Plan
+from tlearn.train.progress import Progress
+from tlearn.train.run import Run
+
+
+def finish(
+    run: Run,
+    config: Config,
+    plan: Plan,
+    classifier: Classifier,
+    progress: Progress,
+    *,
+    evaluate: Evaluation,
+    validation: tf.data.Dataset,
+    test: tf.data.Dataset | None,
+    board: TensorBoardLog,
+) -> dict[str, Any]:
+    """Finish the folder of a run whose stages have ended. Returns the summary."""
+    if config.checkpoint.final is Keep.best:
+        arrays, _ = checkpoint.load(run.best_file)
+        for key, variable in classifier.variables().items():
+            variable.assign(arrays[key])
+    final, matrix = _evaluate(evaluate, validation, "val", plan)
+    if test is not None:
+        final |= _evaluate(evaluate, test, "test", plan)[0]
+    classifier.finished(config.head.output).save(run.model_file)
+    summary = {
+        "run": str(run.path),
+        "status": "finished",
+        **{name: round(value, 6) for name, value in final.items()},
+        "epochs": progress.epochs,
+        "steps": progress.global_step,
+        "best_epoch": progress.best_epoch,
+        "seconds": round(progress.seconds, 1),
+        "classes": len(plan.classes),
+        "parameters": plan.parameters,
+    }
+    pictures = report.write_report(run, plan.classes, matrix, summary)
+    for name, png in pictures.items():
+        board.png("val", name, png, progress.global_step)
+    board.hyperparameters(config, {f"final/{name}": value for name, value in final.items()}, progress.global_step)
+    board.close()
+    run.write_summary(summary)  # last: a run with a summary is complete
+    return summary
+
+
+def _evaluate(evaluate: Evaluation, batches: tf.data.Dataset, split: str, plan: Plan) -> tuple[Logs, Any]:
+    """Metrics with the split's name before theirs, and the confusion matrix; None for multi-label data."""
+    values, logits, targets = evaluate(batches)
+    named = {f"{split}_{name}": value for name, value in values.items()}
+    if plan.multi_label:
+        return named, None
+    classes = len(plan.classes)
+    predicted = np.concatenate(logits)[:, :classes].argmax(axis=1)
+    return named, report.confusion_matrix(np.concatenate(targets).argmax(axis=1), predicted, classes)

@@ -1,0 +1,129 @@
+"""What a run records: ``metrics.jsonl`` for machines, TensorBoard event files for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from tlearn.config import Config
+from tlearn.train.run import Run
+
+
+class MetricsLog:
+    """Appends records to ``metrics.jsonl``; each names its event, stage and global step."""
+
+    def __init__(self, run: Run) -> None:
+        self._path = run.metrics_file
+
+    def write(self, event: str, stage: str, epoch: int, step: int, global_step: int, **values: float) -> None:
+        """Append one record.
+
+        Args:
+            event: ``step`` or ``epoch``.
+            stage: name of the stage.
+            epoch: counted from 1 over the whole run.
+            step: steps run in this stage.
+            global_step: steps run in all.
+            values: metrics, validation ones with ``val_`` before their names.
+        """
+        record = {"event": event, "stage": stage, "epoch": epoch, "step": step, "global_step": global_step}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record | values) + "\n")
+
+
+class TensorBoardLog:
+    """TensorBoard event files: train and val as two curves of one chart, over one step axis for all stages."""
+
+    def __init__(self, run: Run, enabled: bool) -> None:
+        self._run = run
+        self._enabled = enabled
+        self._writers: dict[str, Any] = {}
+
+    def scalars(self, split: str, values: Mapping[str, float], step: int) -> None:
+        """Write scalars of ``train`` or ``val`` at a global step."""
+        if not self._enabled:
+            return
+        import tensorflow as tf
+
+        with self._writer(split).as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+
+    def images(self, name: str, images: np.ndarray, step: int, most: int) -> None:
+        """Write images: (n, height, width, 3), values 0..255."""
+        if not self._enabled or most == 0:
+            return
+        import tensorflow as tf
+
+        with self._writer("train").as_default(step=step):
+            tf.summary.image(name, np.clip(images, 0, 255).astype(np.uint8), max_outputs=most)
+
+    def png(self, split: str, name: str, data: bytes, step: int) -> None:
+        """Write one picture that is encoded already."""
+        if not self._enabled:
+            return
+        import tensorflow as tf
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))
+        with self._writer(split).as_default(step=step):
+            tf.summary.image(name, pixels[np.newaxis])
+
+    def hyperparameters(self, config: Config, metrics: Mapping[str, float], step: int) -> None:
+        """Write the HParams row of the run: its config's settings beside its final metrics."""
+        if not self._enabled:
+            return
+        import tensorflow as tf
+        from tensorboard.plugins.hparams import api
+
+        with self._writer("hparams").as_default(step=step):
+            api.hparams(hyperparameters(config), trial_id=self._run.path.name)
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value)
+
+    def flush(self) -> None:
+        """Make what was written visible to TensorBoard."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """End the event files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _writer(self, split: str) -> Any:
+        import tensorflow as tf
+
+        if split not in self._writers:
+            self._writers[split] = tf.summary.create_file_writer(str(self._run.tensorboard / split))
+        return self._writers[split]
+
+
+def hyperparameters(config: Config) -> dict[str, float | int | str | bool]:
+    """Settings that differ from a bare ``Config``, flat, as TensorBoard's HParams takes them."""
+    plain = _flatten(dataclasses.asdict(config))
+    bare = _flatten(dataclasses.asdict(Config()))
+    always = ("seed", "backbone.name", "head.name", "data.name", "schedule.name", "optimizer.name")
+    paths = {"run_dir", "resume", "name", "data.path", "data.root"}
+    return {
+        key: value
+        for key, value in plain.items()
+        if key not in paths and (key in always or value != bare.get(key)) and value is not None
+    }
+
+
+def _flatten(data: Any, where: str = "") -> dict[str, Any]:
+    if isinstance(data, dict):
+        items = list(data.items())
+    elif isinstance(data, list):
+        items = list(enumerate(data))
+    else:
+        return {where: data.value if isinstance(data, Enum) else data}
+    return {k: v for key, value in items for k, v in _flatten(value, f"{where}.{key}" if where else str(key)).items()}

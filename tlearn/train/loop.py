@@ -1,0 +1,144 @@
+"""The steps of one stage: Keras' own training step, run from any step on, several to one execution.
+
+``model.fit`` is not used: it cannot begin inside an epoch, forgets the metrics of a part of one, and calls back after a
+number of steps that is fixed when compiling. The step itself (loss scaling, gradient, update, metrics) is Keras'
+``Model.train_step``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# one execution lasts about this long: short enough to stop and to show progress, long enough to hide Python
+_EXECUTION_SECONDS = 0.2
+_MOST_STEPS = 64
+
+Logs = dict[str, float]
+
+
+class NumericalFault(Exception):
+    """The loss is no longer a number.
+
+    Attributes:
+        step: of the stage, counted from 1, at or shortly before which it happened.
+        learning_rate: at that step.
+        run: the folder, where it is known.
+    """
+
+    run: str | None = None
+
+    def __init__(self, step: int, learning_rate: float) -> None:
+        self.step, self.learning_rate = step, learning_rate
+        super().__init__(f"the loss is not finite at step {step}, learning rate {learning_rate:g}")
+
+
+class Loop:
+    """Runs the training steps of a compiled model.
+
+    Args:
+        model: compiled, with the stage's variables trainable.
+        batches: from the first step that is to be run on.
+        xla: compile the step with XLA.
+    """
+
+    def __init__(self, model: keras.Model, batches: tf.data.Dataset, *, xla: bool) -> None:
+        self._model = model
+        self._iterator = iter(batches)
+        self._execute = _make_execution(model, xla)
+        self._seconds_per_step = math.inf
+
+    def run(self, start: int, stop_at: Callable[[int], int]) -> Iterator[tuple[int, Logs]]:
+        """Run steps for as long as the caller asks for more.
+
+        Args:
+            start: number of steps already run in this stage.
+            stop_at: given a step, the next step at which the caller must have the word (a boundary).
+
+        Yields:
+            The number of steps run so far, and the running means of loss and metrics.
+
+        Raises:
+            NumericalFault: the loss is infinite or not a number.
+        """
+        step = start
+        while True:
+            count = min(stop_at(step) - step, self._affordable())
+            begin = time.perf_counter()
+            logs = {name: float(value) for name, value in self._execute(self._iterator, tf.constant(count)).items()}
+            self._seconds_per_step = (time.perf_counter() - begin) / count
+            step += count
+            if not math.isfinite(logs["loss"]):
+                raise NumericalFault(step, self.learning_rate())
+            yield step, logs
+
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate))
+
+    def _affordable(self) -> int:
+        """How many steps one execution may take; their number changes nothing but the time."""
+        return max(1, min(_MOST_STEPS, int(_EXECUTION_SECONDS / self._seconds_per_step)))
+
+
+def _make_execution(model: keras.Model, xla: bool) -> Callable[..., Any]:
+    """A graph that runs a number of training steps, given when it is called."""
+
+    @tf.function(jit_compile=xla, reduce_retracing=True)
+    def train_step(batch: Any) -> Any:
+        return model.train_step(batch)
+
+    @tf.function(reduce_retracing=True)
+    def execution(iterator: Any, count: Any) -> Any:
+        logs = train_step(next(iterator))
+        for _ in tf.range(count - 1):
+            logs = train_step(next(iterator))
+        return logs
+
+    made: Callable[..., Any] = execution
+    return made
+
+
+class Evaluation:
+    """Loss and metrics over a whole split, in inference mode, without label smoothing or class weights.
+
+    Args:
+        model: (batch, side, side, 3) to logits.
+        loss: from logits, with ``reduction`` mean.
+        metrics: against (batch, classes) targets.
+    """
+
+    def __init__(self, model: keras.Model, loss: keras.losses.Loss, metrics: list[keras.metrics.Metric]) -> None:
+        self._metrics = [keras.metrics.Mean("loss"), *metrics]
+
+        @tf.function(reduce_retracing=True)
+        def step(images: Any, targets: Any) -> Any:
+            logits = model(images, training=False)
+            self._metrics[0].update_state(loss(targets, logits), sample_weight=tf.shape(targets)[0])
+            for metric in metrics:
+                metric.update_state(targets, logits)
+            return logits
+
+        self._step = step
+
+    def __call__(self, batches: tf.data.Dataset) -> tuple[Logs, list[Any], list[Any]]:
+        """Evaluate.
+
+        Args:
+            batches: (images, targets).
+
+        Returns:
+            The metrics by name, and the logits and targets of each batch as arrays.
+        """
+        for metric in self._metrics:
+            metric.reset_state()
+        logits, targets = [], []
+        for images, truth in batches:
+            logits.append(self._step(images, truth).numpy())
+            targets.append(truth.numpy())
+        return {metric.name: float(metric.result()) for metric in self._metrics}, logits, targets

@@ -1,0 +1,258 @@
+"""Optimizers by name, the learning rate over a stage, and the checks that need no TensorFlow.
+
+The optimizers are Keras' own. Added here: a rate per block, weight decay that skips biases and norms, warm-up, and
+carrying optimizer state from one stage into the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tlearn.config import Config, Duration, LearningRateConfig, LearningRateSchedule, OptimizerConfig, Stage
+from tlearn.errors import Problem, did_you_mean
+
+if TYPE_CHECKING:
+    import keras
+
+_ADAM = ("beta_1", "beta_2", "epsilon")
+_MUON = ("adam_beta_1", "adam_beta_2", "adam_weight_decay", "adam_lr_ratio", "muon_a", "muon_b", "muon_c")
+_FTRL_REGULARIZATION = (
+    "l1_regularization_strength",
+    "l2_regularization_strength",
+    "l2_shrinkage_regularization_strength",
+)
+
+# name: (class in keras.optimizers, options of that class alone)
+OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "adadelta": ("Adadelta", ("rho", "epsilon")),
+    "adafactor": ("Adafactor", ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step")),
+    "adagrad": ("Adagrad", ("initial_accumulator_value", "epsilon")),
+    "adam": ("Adam", (*_ADAM, "amsgrad")),
+    "adamax": ("Adamax", _ADAM),
+    "adamw": ("AdamW", (*_ADAM, "amsgrad")),
+    "ftrl": ("Ftrl", ("learning_rate_power", "initial_accumulator_value", "beta", *_FTRL_REGULARIZATION)),
+    "lamb": ("Lamb", _ADAM),
+    "lion": ("Lion", ("beta_1", "beta_2")),
+    "muon": ("Muon", (*_MUON, "epsilon", "momentum", "nesterov", "ns_steps", "rms_rate")),
+    "nadam": ("Nadam", _ADAM),
+    "rmsprop": ("RMSprop", ("rho", "momentum", "epsilon", "centered")),
+    "schedule_free_adamw": ("ScheduleFreeAdamW", (*_ADAM, "warmup_steps")),
+    "sgd": ("SGD", ("momentum", "nesterov")),
+}
+# our name of an option every optimizer takes: Keras' name
+SHARED = {
+    "weight_decay": "weight_decay",
+    "clip_norm": "clipnorm",
+    "clip_value": "clipvalue",
+    "clip_global_norm": "global_clipnorm",
+    "accumulate": "gradient_accumulation_steps",
+    "ema": "ema_momentum",
+}
+_NOT_FOR_KERAS = {"name", "learning_rate", "schedule", "block_decay", *SHARED}
+# variables that weight decay leaves alone: they are few, and shrinking them does not regularise
+_NO_DECAY = ["bias", "gamma", "beta"]
+
+
+def stage_optimizer(config: Config, stage: Stage) -> OptimizerConfig:
+    """The optimizer a stage really uses: its own where it names one, else the run's with what the stage sets."""
+    own = stage.optimizer
+    if own.name is not None:
+        return own
+    unset = OptimizerConfig()
+    names = [field.name for field in dataclasses.fields(own)]
+    changed = {name: getattr(own, name) for name in names if getattr(own, name) != getattr(unset, name)}
+    return dataclasses.replace(config.optimizer, **changed)
+
+
+def own_options(optimizer: OptimizerConfig) -> dict[str, Any]:
+    """The options that are set and that belong to one optimizer rather than to all."""
+    fields = dataclasses.asdict(optimizer)
+    return {key: value for key, value in fields.items() if key not in _NOT_FOR_KERAS and value is not None}
+
+
+def check_optimizer(optimizer: OptimizerConfig, where: str) -> Iterator[Problem]:
+    """What is wrong with an optimizer, without TensorFlow."""
+    if optimizer.name not in OPTIMIZERS:
+        hint = did_you_mean(str(optimizer.name), OPTIMIZERS)
+        yield Problem(f"{where}.name", f"unknown optimizer {optimizer.name!r}", hint)
+        return
+    _, takes = OPTIMIZERS[optimizer.name]
+    for key in own_options(optimizer):
+        if key not in takes:
+            hint = f"its options: {', '.join((*takes, *SHARED))}"
+            yield Problem(f"{where}.{key}", f"{optimizer.name} has no such option", hint)
+    rate = optimizer.learning_rate
+    if rate is not None and not 0 < rate < 1e3:
+        yield Problem(f"{where}.learning_rate", f"must be above 0 and sensible, received {rate}")
+    yield from _check_ranges(optimizer, where)
+    yield from check_duration(optimizer.schedule.warmup, f"{where}.schedule.warmup", required=False)
+    yield from check_duration(optimizer.schedule.every, f"{where}.schedule.every", required=False)
+
+
+def _check_ranges(optimizer: OptimizerConfig, where: str) -> Iterator[Problem]:
+    clips = [key for key in ("clip_norm", "clip_value", "clip_global_norm") if getattr(optimizer, key) is not None]
+    if len(clips) > 1:
+        yield Problem(f"{where}.{clips[1]}", f"only one of {', '.join(clips)} can be set")
+    for key in clips:
+        if getattr(optimizer, key) <= 0:
+            yield Problem(f"{where}.{key}", f"must be above 0, received {getattr(optimizer, key)}")
+    if optimizer.accumulate is not None and optimizer.accumulate < 1:
+        yield Problem(f"{where}.accumulate", f"must be 1 or more, received {optimizer.accumulate}")
+    if optimizer.ema is not None and not 0 < optimizer.ema < 1:
+        yield Problem(f"{where}.ema", f"must be between 0 and 1, received {optimizer.ema}", "0.999 is usual")
+    if optimizer.weight_decay is not None and optimizer.weight_decay < 0:
+        yield Problem(f"{where}.weight_decay", f"must be 0 or more, received {optimizer.weight_decay}")
+    if optimizer.block_decay is not None and not 0 < optimizer.block_decay <= 1:
+        yield Problem(f"{where}.block_decay", f"must be above 0 and at most 1, received {optimizer.block_decay}")
+
+
+def check_duration(duration: Duration, where: str, required: bool) -> Iterator[Problem]:
+    """A duration has exactly one unit, and is above zero."""
+    units = {key: value for key, value in dataclasses.asdict(duration).items() if value is not None}
+    if len(units) > 1 or (required and not units):
+        names = ", ".join(dataclasses.asdict(duration))
+        yield Problem(where, f"needs exactly one of {names}; received {units or 'none'}")
+    for key, value in units.items():
+        if value <= 0:
+            yield Problem(f"{where}.{key}", f"must be above 0, received {value}")
+
+
+def in_steps(duration: Duration, *, total: int, steps_per_epoch: int, batch_size: int) -> int:
+    """A duration in batches; 0 when none is set."""
+    if duration.steps is not None:
+        return duration.steps
+    if duration.epochs is not None:
+        return max(1, round(duration.epochs * steps_per_epoch))
+    if duration.examples is not None:
+        return max(1, -(-duration.examples // batch_size))
+    if duration.percent is not None:
+        return max(1, round(duration.percent / 100 * total))
+    return 0
+
+
+def build_optimizer(
+    optimizer: OptimizerConfig,
+    *,
+    steps: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    first_iteration: int = 0,
+    factors: Mapping[str, float] | None = None,
+) -> keras.optimizers.Optimizer:
+    """Make the Keras optimizer of a stage.
+
+    Args:
+        optimizer: a resolved config, with a name.
+        steps: length of the stage in batches.
+        steps_per_epoch: batches in one pass over the training images.
+        batch_size: images in a batch.
+        first_iteration: what the optimizer's counter starts from, when state is carried over from an earlier stage.
+        factors: learning rate of a variable, by its path, as a share of the optimizer's; 1 where absent.
+    """
+    import keras
+
+    class_name, _ = OPTIMIZERS[str(optimizer.name)]
+    kind = getattr(keras.optimizers, class_name)
+    shared = {
+        theirs: getattr(optimizer, ours) for ours, theirs in SHARED.items() if getattr(optimizer, ours) is not None
+    }
+    if shared.get("gradient_accumulation_steps") == 1:
+        del shared["gradient_accumulation_steps"]
+    rate = learning_rate(
+        optimizer.schedule,
+        peak=optimizer.learning_rate or 1e-3,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        first_iteration=first_iteration,
+    )
+    made = (_with_factors(kind, factors) if factors else kind)(
+        learning_rate=rate, use_ema=optimizer.ema is not None, name=optimizer.name, **own_options(optimizer), **shared
+    )
+    if made.weight_decay:
+        made.exclude_from_weight_decay(var_names=_NO_DECAY)
+    return made
+
+
+def _with_factors(kind: Any, factors: Mapping[str, float]) -> Any:
+    """An optimizer class whose rate differs by variable.
+
+    Scaling the rate, unlike scaling the gradient, means the same for Adam as for SGD.
+    """
+
+    class PerVariableRate(kind):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            super().update_step(gradient, variable, learning_rate * factors.get(variable.path, 1.0))
+
+    return PerVariableRate
+
+
+def learning_rate(
+    schedule: LearningRateConfig,
+    *,
+    peak: float,
+    steps: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    first_iteration: int = 0,
+) -> Any:
+    """The learning rate as a function of the optimizer's iterations: a float, or a Keras schedule."""
+    import keras
+
+    schedules = keras.optimizers.schedules
+    lengths = {"total": steps, "steps_per_epoch": steps_per_epoch, "batch_size": batch_size}
+    warmup = min(in_steps(schedule.warmup, **lengths), steps)
+    rest = max(1, steps - warmup)
+    every = in_steps(schedule.every, **lengths) or max(1, -(-rest // 3))
+    match schedule.name:
+        case LearningRateSchedule.constant:
+            base: Any = None
+        case LearningRateSchedule.cosine:
+            base = schedules.CosineDecay(peak, rest, alpha=schedule.final)
+        case LearningRateSchedule.polynomial:
+            base = schedules.PolynomialDecay(peak, rest, end_learning_rate=peak * schedule.final, power=schedule.power)
+        case LearningRateSchedule.exponential:
+            base = schedules.ExponentialDecay(peak, every, schedule.rate)
+        case LearningRateSchedule.step:
+            base = schedules.ExponentialDecay(peak, every, schedule.rate, staircase=True)
+    if base is None and warmup == 0:
+        return peak
+    return _stage_rate(base, peak, warmup, first_iteration)
+
+
+def _stage_rate(base: Any, peak: float, warmup: int, first_iteration: int) -> Any:
+    """Linear warm-up from zero over ``warmup`` iterations, then ``base`` (None: constant), from an offset on."""
+    import keras
+    from keras import ops
+
+    class StageRate(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step: Any) -> Any:
+            step = ops.cast(step, "float32") - float(first_iteration)
+            after = base(ops.maximum(step - float(warmup), 0.0)) if base is not None else ops.cast(peak, "float32")
+            if warmup == 0:
+                return after
+            return ops.where(step < warmup, peak * (step + 1.0) / float(warmup), after)
+
+        def get_config(self) -> dict[str, Any]:
+            return {"base": base, "peak": peak, "warmup": warmup, "first_iteration": first_iteration}
+
+    return StageRate()
+
+
+def carry_slots(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> int:
+    """Copy the state of variables that trained before into a new optimizer of the same kind, already built.
+
+    Returns:
+        How many state variables were copied. The iteration count is kept with them, since Adam's bias correction
+        depends on it: a variable that trains for the first time starts with the correction of an old one.
+    """
+    theirs = {variable.path: variable for variable in old.variables}
+    copied = 0
+    for variable in new.variables:
+        source = theirs.get(variable.path)
+        if source is not None and source.shape == variable.shape and not variable.path.endswith("learning_rate"):
+            variable.assign(source)
+            copied += 1
+    return copied

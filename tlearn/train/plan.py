@@ -1,0 +1,214 @@
+"""The plan: what a run will do, stage by stage, before it does it. The trainer executes exactly this."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlearn.config import ClassWeights, Config, Duration, Stage
+from tlearn.data import Data, Split
+from tlearn.train.classifier import Classifier, freeze, unfrozen_layers
+from tlearn.train.optimizers import in_steps, own_options, stage_optimizer
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        name: of the stage.
+        unfreeze: the selector as written.
+        layers: indices of the backbone layers that train.
+        lowest: the lowest of them as ``name (index)``; empty when only the head trains.
+        variables: keys of the variables that train.
+        parameters: how many numbers they hold.
+        batch_norms_training: batch norms of the backbone whose statistics move.
+        steps: length in batches; epochs: the same in passes over the training images.
+        first_epoch: number of the stage's first epoch, counted over the whole run from 0.
+        optimizer: name and options, for people.
+        notes: what a reader should know.
+    """
+
+    name: str
+    unfreeze: str
+    layers: tuple[int, ...]
+    lowest: str
+    variables: tuple[str, ...]
+    parameters: int
+    batch_norms_training: int
+    steps: int
+    epochs: int
+    first_epoch: int
+    optimizer: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run: facts of the model and the data, and the stages in order."""
+
+    backbone: str
+    weights: str
+    image_size: int
+    head: str
+    parameters: int
+    classes: tuple[str, ...]
+    outputs: int
+    multi_label: bool
+    train_images: int
+    val_images: int
+    test_images: int
+    batch_size: int
+    steps_per_epoch: int
+    class_weights: tuple[float, ...] | None
+    stages: tuple[StagePlan, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Length of the run in batches."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def epochs(self) -> int:
+        """Length of the run in epochs; a stage that ends within one counts it."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for ``plan.json``."""
+        return dataclasses.asdict(self)
+
+
+def make_plan(config: Config, data: Data, classifier: Classifier) -> Plan:
+    """Resolve a config against the data and the built model.
+
+    Leaves the model frozen as in the last stage.
+
+    Raises:
+        ConfigError: a selector that matches nothing.
+    """
+    table = data.table
+    steps_per_epoch = math.ceil(len(data.train) / config.data.batch_size)
+    stages: list[StagePlan] = []
+    for index, stage in enumerate(config.schedule.stages):
+        first_epoch = stages[-1].first_epoch + stages[-1].epochs if stages else 0
+        where = f"schedule.stages.{index}.unfreeze"
+        stages.append(_plan_stage(config, stage, classifier, steps_per_epoch, first_epoch, where))
+    backbone = classifier.backbone
+    return Plan(
+        backbone=backbone.spec.name,
+        weights=_describe_weights(config.backbone.weights),
+        image_size=int(backbone.input.shape[1]),
+        head=_describe_head(config),
+        parameters=classifier.model.count_params(),
+        classes=table.classes,
+        outputs=classifier.classes,
+        multi_label=table.multi_label,
+        train_images=len(data.train),
+        val_images=len(data.val),
+        test_images=len(data.test),
+        batch_size=config.data.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        class_weights=class_weights(config, data),
+        stages=tuple(stages),
+        notes=tuple(_notes(config, data, classifier)),
+    )
+
+
+def _plan_stage(
+    config: Config, stage: Stage, classifier: Classifier, steps_per_epoch: int, first_epoch: int, where: str
+) -> StagePlan:
+    backbone = classifier.backbone
+    layers = unfrozen_layers(classifier, stage, where)
+    freeze(classifier, layers)
+    trainable = {id(variable) for variable in classifier.model.trainable_variables}
+    variables = {key: v for key, v in classifier.variables().items() if id(v) in trainable}
+    steps = stage_steps(stage, steps_per_epoch, config.data.batch_size)
+    moving = [index for index in layers if backbone.layers[index].non_trainable_variables]
+    return StagePlan(
+        name=stage.name,
+        unfreeze=_plain(stage.unfreeze),
+        layers=layers,
+        lowest=f"{backbone.names[layers[0]]} ({layers[0]})" if layers else "",
+        variables=tuple(variables),
+        parameters=sum(math.prod(variable.shape) for variable in variables.values()),
+        batch_norms_training=len(moving),
+        steps=steps,
+        epochs=math.ceil(steps / steps_per_epoch),
+        first_epoch=first_epoch,
+        optimizer=describe_optimizer(config, stage),
+        notes=tuple(_stage_notes(config, stage, steps)),
+    )
+
+
+def stage_steps(stage: Stage, steps_per_epoch: int, batch_size: int) -> int:
+    """Length of a stage in batches."""
+    length = Duration(epochs=stage.epochs, steps=stage.steps, examples=stage.examples)
+    return in_steps(length, total=0, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+
+
+def class_weights(config: Config, data: Data) -> tuple[float, ...] | None:
+    """Weight of each class in the loss, mean 1 over the training images; None where no stage asks for it.
+
+    Balanced weights are n / (classes x count of the class), as in King and Zeng 2001, "Logistic Regression in Rare
+    Events Data", and scikit-learn's ``class_weight="balanced"``.
+    """
+    asked = [stage.class_weights or config.loss.class_weights for stage in config.schedule.stages]
+    if ClassWeights.balanced not in asked:
+        return None
+    counts = data.table.counts(Split.train)
+    total = int(counts.sum())
+    return tuple(round(total / (len(counts) * max(int(count), 1)), 6) for count in counts)
+
+
+def describe_optimizer(config: Config, stage: Stage) -> str:
+    """An optimizer in a few words: ``sgd 0.0001, momentum=0.9``."""
+    optimizer = stage_optimizer(config, stage)
+    words = [f"{key}={value}" for key, value in own_options(optimizer).items()]
+    for key in ("weight_decay", "clip_norm", "clip_value", "clip_global_norm", "accumulate", "ema", "block_decay"):
+        if getattr(optimizer, key) is not None:
+            words.append(f"{key}={getattr(optimizer, key)}")
+    if optimizer.schedule.name.value != "constant":
+        words.append(optimizer.schedule.name.value)
+    warmup = {k: v for k, v in dataclasses.asdict(optimizer.schedule.warmup).items() if v is not None}
+    words += [f"warm-up {value:g} {unit}" for unit, value in warmup.items()]
+    return ", ".join([f"{optimizer.name} {optimizer.learning_rate or 1e-3:g}", *words])
+
+
+def _describe_weights(weights: str | None) -> str:
+    """A file or run by its own name: where it lies is in the config."""
+    return "random" if weights is None else Path(weights).name
+
+
+def _describe_head(config: Config) -> str:
+    head = config.head
+    widths = f" {'x'.join(map(str, head.units))}" if head.units else ""
+    return f"{head.name}{widths} on {head.pooling.value} pooling"
+
+
+def _plain(selector: Any) -> str:
+    if isinstance(selector, dict):
+        return ", ".join(f"{key}: {value}" for key, value in selector.items())
+    return str(selector)
+
+
+def _stage_notes(config: Config, stage: Stage, steps: int) -> list[str]:
+    notes = []
+    accumulate = stage_optimizer(config, stage).accumulate or 1
+    if steps % accumulate:
+        notes.append(f"the last {steps % accumulate} of {steps} batches make no update: accumulate={accumulate}")
+    return notes
+
+
+def _notes(config: Config, data: Data, classifier: Classifier) -> list[str]:
+    notes = []
+    if classifier.classes > len(data.table.classes):
+        notes.append(f"head.classes={classifier.classes}: the data has {len(data.table.classes)}, the rest never occur")
+    if config.backbone.weights is None and all(stage.unfreeze != "all" for stage in config.schedule.stages):
+        notes.append("backbone.weights=null: layers that stay frozen stay random")
+    if config.backbone.weights == "glyphs" and config.data.name in ("folder", "table"):
+        notes.append("backbone.weights=glyphs know drawn characters; for photographs take ImageNet weights")
+    return notes

@@ -1,0 +1,53 @@
+"""Where a run stands: what a checkpoint needs besides arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """Position and selection, over all stages and all resumptions.
+
+    Attributes:
+        stage: index of the stage.
+        step: steps run in it.
+        global_step: steps run in all.
+        epochs: epochs run in all.
+        seconds: time spent training.
+        first_iteration: what the stage's optimizer counts from, where it took over state.
+        metrics: of the last epoch.
+        best: best value of the monitored metric so far, in any stage.
+        best_epoch: when that was, counted from 1.
+        stage_best: best value in this stage.
+        waited: epochs since then.
+    """
+
+    stage: int = 0
+    step: int = 0
+    global_step: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    first_iteration: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    best_epoch: int = 0
+    stage_best: float | None = None
+    waited: int = 0
+
+    def enter(self, stage: int) -> None:
+        """Begin a stage: what belongs to the one before is forgotten, what belongs to the run is kept."""
+        self.stage, self.step, self.first_iteration = stage, 0, 0
+        self.stage_best, self.waited = None, 0
+
+    def judge(self, value: float, *, epoch: int, smaller_is_better: bool, min_delta: float) -> bool:
+        """Take note of an epoch's value of the monitored metric. True when it is the best of the run."""
+        sign = -1.0 if smaller_is_better else 1.0
+        if self.stage_best is None or sign * (value - self.stage_best) > min_delta:
+            self.stage_best, self.waited = value, 0
+        else:
+            self.waited += 1
+        if self.best is not None and sign * (value - self.best) <= 0:
+            return False
+        self.best, self.best_epoch = value, epoch
+        return True

@@ -1,0 +1,123 @@
+"""What a finished run looks like: curves, the confusion matrix, and one page that names what is in the folder."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tlearn.train.checkpoint import write_atomic
+from tlearn.train.run import Run
+
+_MOST_NAMES = 40  # classes whose names still fit beside a confusion matrix
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts (classes, classes): row the true class, column the predicted one."""
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(matrix, (truth, predicted), 1)
+    return matrix
+
+
+def draw_confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
+    """A picture of the matrix, each row as shares of its class; PNG."""
+    figure, axes = _figure(7.0, 6.2)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, fraction=0.046, label="share of the true class")
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= _MOST_NAMES:
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if len(classes) > 10 else 45, ha="right")
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 15:
+        for row, column in np.ndindex(matrix.shape):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            if matrix[row, column]:
+                axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color, fontsize=8)
+    return _png(figure)
+
+
+def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
+    """Loss and accuracy over the epochs, training and validation, with the stages marked; PNG."""
+    figure, axes = _figure(10.0, 3.8, columns=2)
+    for panel, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        for name, style in ((metric, "--"), (f"val_{metric}", "-")):
+            points = [(record["epoch"], record[name]) for record in epochs if name in record]
+            if points:
+                panel.plot(*zip(*points, strict=True), style, marker=".", label=name)
+        for before, after in itertools.pairwise(epochs):
+            if before["stage"] != after["stage"]:
+                panel.axvline(before["epoch"] + 0.5, color="grey", linewidth=0.8)
+                panel.text(before["epoch"] + 0.6, panel.get_ylim()[0], after["stage"], va="bottom", fontsize=8)
+        panel.set(xlabel="epoch", title=metric)
+        if panel.lines:
+            panel.legend()
+    return _png(figure)
+
+
+def write_report(
+    run: Run, classes: Sequence[str], matrix: np.ndarray | None, summary: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Write ``report.md`` and its pictures. Returns the pictures by title, PNG."""
+    epochs = run.epochs()
+    pictures = {"curves": draw_curves(epochs)}
+    write_atomic(run.curves_file, pictures["curves"])
+    if matrix is not None:
+        pictures["confusion matrix"] = draw_confusion_matrix(matrix, classes)
+        write_atomic(run.confusion_file, pictures["confusion matrix"])
+    lines = [f"# {run.path.name}", "", f"![curves]({run.curves_file.name})", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in summary.items() if key != "run"]
+    lines += ["", *_stage_rows(epochs)]
+    if matrix is not None:
+        lines += ["", "## Validation", "", f"![confusion matrix]({run.confusion_file.name})", ""]
+        lines += _class_rows(matrix, classes)
+    lines += ["", "## Repeat", "", "```", f"python -m tlearn.train {' '.join(_overrides(run))}".rstrip(), "```", ""]
+    write_atomic(run.report_file, "\n".join(lines).encode())
+    return pictures
+
+
+def _stage_rows(epochs: Sequence[dict[str, Any]]) -> list[str]:
+    rows = ["| stage | epochs | loss | accuracy | val_loss | val_accuracy |", "|---|---|---|---|---|---|"]
+    last = {record["stage"]: record for record in epochs}
+    for stage, record in last.items():
+        count = sum(other["stage"] == stage for other in epochs)
+        values = (_cell(record.get(name, "")) for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
+        rows.append(f"| {stage} | {count} | {' | '.join(values)} |")
+    return rows
+
+
+def _class_rows(matrix: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Recall and precision of each class."""
+    rows = ["| class | images | recall | precision |", "|---|---|---|---|"]
+    for index, name in enumerate(classes):
+        right, images, predicted = matrix[index, index], matrix[index].sum(), matrix[:, index].sum()
+        recall = f"{right / images:.3f}" if images else "-"
+        precision = f"{right / predicted:.3f}" if predicted else "-"
+        rows.append(f"| {name.replace('|', '/')} | {images} | {recall} | {precision} |")
+    return rows
+
+
+def _overrides(run: Run) -> list[str]:
+    return [shlex.quote(text) for text in yaml.safe_load(run.overrides_file.read_text(encoding="utf-8"))]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

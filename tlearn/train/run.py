@@ -1,0 +1,236 @@
+"""A run folder, and the only code that knows its file names."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from tlearn.config import Config
+from tlearn.errors import ConfigError, Problem, UserError
+from tlearn.train.checkpoint import write_atomic
+from tlearn.typed import typed
+
+if TYPE_CHECKING:
+    import keras
+
+_PACKAGES = (
+    "tlearn",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "pillow",
+    "albumentations",
+    "opencv-python-headless",
+    "hydra-core",
+)
+
+
+class Run:
+    """A run on disk.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.overrides_file = path / "overrides.yaml"
+        self.plan_file = path / "plan.json"
+        self.environment_file = path / "environment.json"
+        self.manifest_file = path / "manifest.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.log_file = path / "log.txt"
+        self.summary_file = path / "summary.json"
+        self.report_file = path / "report.md"
+        self.curves_file = path / "curves.png"
+        self.confusion_file = path / "confusion_matrix.png"
+        self.model_file = path / "model.keras"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.best_file = self.checkpoints / "best.npz"
+
+    @classmethod
+    def create(cls, config: Config) -> Run:
+        """Make a new folder, never one that exists.
+
+        Raises:
+            ConfigError: ``run_dir`` exists, or the folder cannot be made.
+        """
+        try:
+            if config.run_dir is not None:
+                path = Path(config.run_dir).expanduser()
+                path.mkdir(parents=True)
+            else:
+                path = _make_named(Path("runs"), config.name or config.backbone.name)
+        except FileExistsError:
+            fix = "a run never overwrites another: choose another run_dir, or resume=... to go on with this one"
+            raise ConfigError(Problem("run_dir", f"{config.run_dir} exists", fix)) from None
+        except OSError as error:
+            raise ConfigError(Problem("run_dir", f"the run folder cannot be made: {error}")) from None
+        run = cls(path.resolve())
+        run.checkpoints.mkdir()
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """An existing run. Raises UserError when the folder is not one."""
+        run = cls(Path(path).expanduser().resolve())
+        if not run.config_file.is_file():
+            raise UserError(Problem(str(path), "is not a run folder: it has no config.yaml"))
+        return run
+
+    def write_inputs(self, config: Config, overrides: list[str], manifest: Mapping[str, Any]) -> None:
+        """Write what the run is made from: everything needed to repeat it."""
+        write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+        write_atomic(self.overrides_file, yaml.safe_dump(overrides).encode())
+        self._write_json(self.environment_file, environment())
+        self._write_json(self.manifest_file, manifest)
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Write the plan."""
+        self._write_json(self.plan_file, plan)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary, the same that the command prints as its last line."""
+        self._write_json(self.summary_file, summary)
+
+    def _write_json(self, path: Path, data: Mapping[str, Any]) -> None:
+        write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
+
+    @property
+    def config(self) -> Config:
+        """The resolved config the run was made with."""
+        return typed(yaml.safe_load(self.config_file.read_text(encoding="utf-8")))
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return _read_json(self.plan_file)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Hash, classes and counts of the data."""
+        return _read_json(self.manifest_file)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What came of it. Raises UserError while the run has not ended."""
+        if not self.summary_file.is_file():
+            raise UserError(Problem(str(self.path), "has no summary.json: the run has not ended"))
+        return _read_json(self.summary_file)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every record of ``metrics.jsonl``, in order."""
+        if not self.metrics_file.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of finished epochs."""
+        return [record for record in self.metrics if record["event"] == "epoch"]
+
+    def truncate_metrics(self, global_step: int) -> None:
+        """Drop the records after a step: a resumed run writes them again."""
+        kept = [json.dumps(record) + "\n" for record in self.metrics if record["global_step"] <= global_step]
+        write_atomic(self.metrics_file, "".join(kept).encode())
+
+    def model(self) -> keras.Model:
+        """The final model: (batch, side, side, 3) RGB in 0..255 to scores per class."""
+        import keras
+
+        import tlearn.heads.pooling  # noqa: F401  registers the pooling layers a saved model may hold
+
+        if not self.model_file.is_file():
+            raise UserError(Problem(str(self.path), "has no model.keras: the run has not ended"))
+        return keras.saving.load_model(self.model_file, compile=False)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run while writing to it; the lock dies with its holder.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        with open(self.path / ".lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(Problem(str(self.path), "another process is working on this run")) from None
+            yield
+
+
+def resolve_weights(weights: str | None) -> str | None:
+    """Where ``backbone.weights`` names a run folder, its best weights file; anything else as it is."""
+    if weights is None or weights in ("imagenet", "glyphs"):
+        return weights
+    path = Path(weights).expanduser()
+    if not path.is_dir():
+        return str(path)
+    run = Run(path)
+    if not run.best_file.is_file():
+        fix = "wait for its first epoch to end, or name a weights file"
+        raise ConfigError(Problem("backbone.weights", f"{weights} is a folder without checkpoints/best.npz", fix))
+    return str(run.best_file)
+
+
+def _make_named(parent: Path, name: str) -> Path:
+    """``runs/<name>-<time>``, with a number behind where two start in the same second."""
+    stem = f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 1000):
+        path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise OSError(f"{parent}/{stem} and 999 more exist")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git state: what may explain a difference between two runs."""
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "packages": packages,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the working directory and whether it has changes; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ("git", *arguments), capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changes": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
