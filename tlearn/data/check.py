@@ -1,0 +1,228 @@
+"""Look at every image before training: a run that dies on image 9,731 in its second hour helps nobody.
+
+Also found here: the same picture twice. Under two labels, one of them is wrong; in two splits, the validation score
+is too good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlearn.config import Check, OnError
+from tlearn.data.decode import UnreadableImage, decode, read_size
+from tlearn.data.source import FileSource, ImageSource
+from tlearn.data.table import ImageTable
+from tlearn.errors import DataError, Problem
+
+Rows = NDArray[np.integer[Any]]
+Progress = Callable[[int, int], None]
+
+AUTO_DECODES = 20_000
+"""``data.check=auto`` decodes up to this many images, and reads only the headers of more."""
+
+_SHOWN = 20
+_CHUNK = 128  # images a thread takes at once
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be used.
+
+    Attributes:
+        row: its row in the table.
+        path: its file.
+        reason: what is wrong with it.
+    """
+
+    row: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was looked at and what was found.
+
+    Attributes:
+        mode: how closely: decode, header or none.
+        checked: number of images looked at.
+        unreadable: in the order of the rows.
+        duplicates: rows that hold the same file, or the same pixels, byte for byte; two or more in each group.
+    """
+
+    mode: Check
+    checked: int
+    unreadable: tuple[Unreadable, ...] = ()
+    duplicates: tuple[tuple[int, ...], ...] = ()
+
+    def under_two_labels(self, table: ImageTable) -> list[tuple[int, ...]]:
+        """Duplicates whose labels differ."""
+        return [rows for rows in self.duplicates if len(np.unique(table.labels[list(rows)], axis=0)) > 1]
+
+    def in_two_splits(self, table: ImageTable) -> list[tuple[int, ...]]:
+        """Duplicates that stand in more than one of train, val and test."""
+        return [rows for rows in self.duplicates if len({s for s in table.splits[list(rows)].tolist() if s >= 0}) > 1]
+
+    def warnings(self, table: ImageTable) -> list[str]:
+        """Each finding in one line, with the first few names; empty when all is well."""
+        lines = [f"left out, unreadable: {entry.path} {entry.reason}" for entry in self.unreadable[:_SHOWN]]
+        if len(self.unreadable) > _SHOWN:
+            lines.append(f"... {len(self.unreadable)} images left out in all")
+        kinds = {
+            "under different labels": self.under_two_labels(table),
+            "in different splits": self.in_two_splits(table),
+        }
+        for kind, groups in kinds.items():
+            for rows in groups[:_SHOWN]:
+                lines.append(f"the same picture {kind}: " + ", ".join(table.key(row) for row in rows[:4]))
+            if len(groups) > _SHOWN:
+                lines.append(f"... {len(groups)} pictures {kind} in all")
+        if self.duplicates:
+            more = sum(len(rows) - 1 for rows in self.duplicates)
+            lines.append(f"{more} images are copies of others")
+        return lines
+
+
+def check_images(
+    source: ImageSource,
+    rows: Rows,
+    *,
+    mode: Check = Check.auto,
+    on_error: OnError = OnError.stop,
+    progress: Progress | None = None,
+    workers: int = 4,
+) -> CheckReport:
+    """Look for unreadable images and duplicates.
+
+    Missing files are found in every mode. ``header`` reads each file's header, and the whole of files that are equal
+    in size; ``decode`` decodes each image. Needs 16 bytes of memory an image.
+
+    Args:
+        source: where images are read from.
+        rows: rows to look at, ascending.
+        mode: how closely; ``auto`` is ``decode`` up to 20,000 files, ``header`` for more, ``none`` without files.
+        on_error: ``stop`` raises when an image is unreadable; ``skip`` lists it in the report.
+        progress: called now and then with (images done, images in all), from the calling thread.
+        workers: threads.
+
+    Raises:
+        DataError: with the first 20 unreadable images and their number.
+    """
+    mode = _resolved(mode, source, rows)
+    unreadable = _missing(source, rows)
+    present = np.setdiff1d(rows, [entry.row for entry in unreadable]) if unreadable else rows
+    digests = np.zeros((len(present), 2), np.uint64)
+    if mode is not Check.none:
+        look = _Look(source, mode, present)
+        with ThreadPoolExecutor(workers) as pool:
+            for start, found, bad in pool.map(look.chunk, range(0, len(present), _CHUNK)):
+                digests[start : start + len(found)] = found
+                unreadable += bad
+                if progress:
+                    progress(start + len(found), len(present))
+    unreadable.sort(key=lambda entry: entry.row)
+    if unreadable and on_error is OnError.stop:
+        raise _unreadable_error(unreadable, len(rows))
+    checked = 0 if mode is Check.none else len(present)
+    return CheckReport(mode, checked, tuple(unreadable), _equal_rows(present, digests))
+
+
+def _resolved(mode: Check, source: ImageSource, rows: Rows) -> Check:
+    if mode is not Check.auto:
+        return mode
+    if not len(rows) or source.file(int(rows[0])) is None:
+        return Check.none  # images that are made in memory do not decay on disks
+    return Check.decode if len(rows) <= AUTO_DECODES else Check.header
+
+
+def _missing(source: ImageSource, rows: Rows) -> list[Unreadable]:
+    """Rows whose files were not there when the table was made."""
+    stamps = source.table.stamps
+    if stamps is None:
+        return []
+    return [
+        Unreadable(row, str(source.file(row)), "there is no such file") for row in rows[stamps[rows, 0] < 0].tolist()
+    ]
+
+
+class _Look:
+    """Looks at images in chunks, from several threads."""
+
+    def __init__(self, source: ImageSource, mode: Check, rows: Rows) -> None:
+        self._source = source
+        self._mode = mode
+        self._rows = rows
+        stamps = source.table.stamps
+        self._twins = None if stamps is None else _repeated(stamps[rows, 0])
+
+    def chunk(self, start: int) -> tuple[int, NDArray[np.uint64], list[Unreadable]]:
+        """(start, digests uint64 (m, 2) with zeros for "unique", what is unreadable) of the images start..start+m-1."""
+        rows = self._rows[start : start + _CHUNK].tolist()
+        digests = np.zeros((len(rows), 2), np.uint64)
+        unreadable = []
+        for index, row in enumerate(rows):
+            # A file whose size no other file has is no duplicate: its content need not be compared.
+            compare = self._twins is None or bool(self._twins[start + index])
+            try:
+                content = self._content(row, compare)
+            except UnreadableImage as error:
+                unreadable.append(Unreadable(row, error.path, error.reason))
+                continue
+            if compare and content is not None:
+                digests[index] = np.frombuffer(blake2b(content, digest_size=16).digest(), np.uint64)
+        return start, digests, unreadable
+
+    def _content(self, row: int, compare: bool) -> Any:
+        """Make sure the image can be read; return what tells it from others (bytes or an array)."""
+        path = self._source.file(row)
+        if path is None:
+            return np.ascontiguousarray(self._source.read(row)) if self._mode is Check.decode else None
+        limit = self._source.max_pixels if isinstance(self._source, FileSource) else _NO_LIMIT
+        if self._mode is Check.decode:
+            content = _bytes(path)
+            decode(content, max_pixels=limit, name=str(path))
+            return content
+        read_size(path, max_pixels=limit)
+        return _bytes(path) if compare else None
+
+
+_NO_LIMIT = 2**62
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(str(path), f"cannot be read ({error.strerror})") from error
+
+
+def _repeated(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values occur more than once."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray(counts[inverse] > 1)
+
+
+def _equal_rows(rows: Rows, digests: NDArray[np.uint64]) -> tuple[tuple[int, ...], ...]:
+    """Groups of rows with equal digests, in the order of their first rows."""
+    order = np.lexsort((rows, digests[:, 1], digests[:, 0]))
+    order = order[digests[order].any(axis=1)]
+    ranked = digests[order]
+    edges = np.flatnonzero((ranked[1:] != ranked[:-1]).any(axis=1)) + 1
+    groups = (rows[group].tolist() for group in np.split(order, edges) if len(group) > 1)
+    return tuple(sorted(tuple(group) for group in groups))
+
+
+def _unreadable_error(unreadable: list[Unreadable], looked_at: int) -> DataError:
+    problems = [Problem(entry.path, entry.reason) for entry in unreadable[:_SHOWN]]
+    fix = "mend or remove these files, or leave them out: data.on_error=skip"
+    count = f"{len(unreadable)} of {looked_at} images cannot be used"
+    more = f" (the first {_SHOWN} are listed)" if len(unreadable) > _SHOWN else ""
+    return DataError([*problems, Problem("data", count + more, fix)])

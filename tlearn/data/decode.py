@@ -1,0 +1,206 @@
+"""From the bytes of an image file to a square of pixels, with Pillow.
+
+Whatever the file holds, the result is 8-bit RGB, upright. Every way a file can be wrong ends in ``UnreadableImage``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from tlearn.config import Interpolation, Resize
+from tlearn.errors import DataError, Problem
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+"""The only formats Pillow may open, whatever a file is called. Its other decoders are never reached."""
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp"})
+"""File names that are taken for images when a folder is listed (compared in lower case)."""
+
+# Transparent pixels show what they are usually laid over. Most pictures with alpha are drawings made for a white
+# page; on black their dark lines would vanish.
+BACKGROUND = (255, 255, 255)
+
+Pixels = NDArray[np.uint8]
+ImageFile = str | os.PathLike[str] | bytes | IO[bytes]
+
+
+class UnreadableImage(DataError):
+    """One image cannot be read.
+
+    Args:
+        path: the file, or the name of the row.
+        reason: what is wrong with it, in words.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        fix = "mend or remove the file, or leave such images out: data.on_error=skip data.check=decode"
+        super().__init__(Problem(path, reason, fix))
+
+
+def decode(file: ImageFile, *, max_pixels: int, name: str | None = None) -> Pixels:
+    """Read an image file.
+
+    The first frame of an animation; EXIF orientation applied; greyscale repeated over the channels; palette resolved;
+    transparency laid over white; CMYK converted; 16 bits scaled to 8 with rounding.
+
+    Args:
+        file: a path, the file's bytes, or an open binary file.
+        max_pixels: larger images are refused by their header, before memory is taken for them. Pillow's own limit
+            (``PIL.Image.MAX_IMAGE_PIXELS``, twice 89 million) holds as well.
+        name: what messages call the image; by default its path.
+
+    Returns:
+        uint8 (height, width, 3), RGB.
+
+    Raises:
+        UnreadableImage: not an image in one of ``FORMATS``, truncated, damaged, too large, or not there.
+    """
+    return np.asarray(open_rgb(file, max_pixels=max_pixels, name=name))
+
+
+def open_rgb(file: ImageFile, *, max_pixels: int, name: str | None = None) -> Image.Image:
+    """Like ``decode``, as a Pillow image of mode RGB."""
+    name = name or _name(file)
+    with _open(file, max_pixels, name) as image:
+        try:
+            image.load()
+            return _upright(_rgb(image), _orientation(image))
+        except Exception as error:  # Pillow's decoders raise whatever their format's code happens to raise
+            raise UnreadableImage(name, f"is damaged or truncated ({_words(error)})") from error
+
+
+def read_size(file: ImageFile, *, max_pixels: int, name: str | None = None) -> tuple[int, int]:
+    """(width, height) in the header, before EXIF orientation. Raises UnreadableImage as ``decode`` would for it."""
+    with _open(file, max_pixels, name or _name(file)) as image:
+        return image.size
+
+
+def resize(
+    image: Pixels | Image.Image,
+    size: int,
+    *,
+    mode: Resize = Resize.crop,
+    crop_fraction: float = 1.0,
+    interpolation: Interpolation = Interpolation.bilinear,
+) -> Pixels:
+    """Make an image a square of ``size`` pixels, antialiased when it shrinks.
+
+    Args:
+        image: uint8 (height, width, 3), or a Pillow image of mode RGB.
+        size: side of the result, pixels.
+        mode: ``crop`` takes the centre square, ``stretch`` the whole image regardless of its shape, ``pad`` the whole
+            image in its shape, in the middle of a black square.
+        crop_fraction: with ``crop``, side of the centre square as a share of the shorter side.
+        interpolation: Pillow's resampling filter.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    filter = Image.Resampling[interpolation.name.upper()]
+    width, height = picture.size
+    if mode is Resize.pad:
+        scale = size / max(width, height)
+        fitted = max(1, round(width * scale)), max(1, round(height * scale))
+        square = Image.new("RGB", (size, size))
+        square.paste(picture.resize(fitted, filter), ((size - fitted[0]) // 2, (size - fitted[1]) // 2))
+        return np.asarray(square)
+    whole = box = (0.0, 0.0, float(width), float(height))
+    if mode is Resize.crop:
+        # Fractions of a pixel are resampled, not rounded: the crop is exactly centred for every size.
+        side = min(width, height) * crop_fraction
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    if (width, height) == (size, size) and box == whole:
+        return np.asarray(picture)
+    return np.asarray(picture.resize((size, size), filter, box=box))
+
+
+# --- the parts of decode ---------------------------------------------------------------------------------------------
+
+
+def _open(file: ImageFile, max_pixels: int, name: str) -> Image.Image:
+    """Read the header; refuse what is no image of ours or too large."""
+    try:
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    except FileNotFoundError as error:
+        raise UnreadableImage(name, "there is no such file") from error
+    except PermissionError as error:
+        raise UnreadableImage(name, "may not be read (permission denied)") from error
+    except UnidentifiedImageError as error:
+        reason = "is empty (0 bytes)" if _is_empty(file) else f"is not an image in {', '.join(FORMATS)}"
+        raise UnreadableImage(name, reason) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(name, f"is too large ({_words(error)})") from error
+    except Exception as error:
+        failed_to_open = isinstance(error, OSError) and error.errno is not None
+        what = "cannot be opened" if failed_to_open else "is damaged or truncated"
+        raise UnreadableImage(name, f"{what} ({_words(error)})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise UnreadableImage(name, f"has {width} x {height} pixels, more than data.max_pixels={max_pixels}")
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode these formats decode to, as RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it at 255
+        wide = np.asarray(image).astype(np.uint32).clip(0, 65535)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, BACKGROUND)
+        return Image.alpha_composite(page, with_alpha).convert("RGB")
+    return image.convert("RGB")
+
+
+# EXIF 2.32, tag 0x0112: what was done to the picture, and so what undoes it.
+_ORIENTATION_TAG = 0x0112
+_UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None when there is none, or the EXIF block is broken, which harms no pixel."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:
+        return None
+    return value if isinstance(value, int) else None
+
+
+def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
+    return image.transpose(_UNDO[orientation]) if orientation in _UNDO else image
+
+
+def _name(file: ImageFile) -> str:
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else "image"
+
+
+def _is_empty(file: ImageFile) -> bool:
+    if isinstance(file, str | os.PathLike):
+        return Path(file).stat().st_size == 0
+    return isinstance(file, bytes) and not file
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,143 @@
+"""The source ``folder``: one folder per class, with or without split folders above them.
+
+    flowers/daisy/1.jpg              flowers/train/daisy/1.jpg
+    flowers/roses/2.jpg              flowers/val/daisy/2.jpg
+
+Hidden files and folders are passed over, and so is everything that is not named like an image. Class folders may hold
+folders of their own; symbolic links are followed, each real folder once. Everything is sorted, so that a row number
+means the same image wherever the folder lies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tlearn.data.decode import EXTENSIONS
+from tlearn.data.source import FileSource, stamp_of
+from tlearn.data.table import ImageTable, Split, key_array
+from tlearn.errors import DataError, Problem
+
+SPLIT_NAMES = {
+    "train": Split.train,
+    "training": Split.train,
+    "val": Split.val,
+    "valid": Split.val,
+    "validation": Split.val,
+    "test": Split.test,
+    "testing": Split.test,
+}
+"""What split folders, and the values of a split column, may be called (in lower case)."""
+
+_WHERE = "data.path"
+_LAYOUT = "expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg and FOLDER/val/CLASS/image.jpg"
+
+
+def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource:
+    """List the images of a folder; no file is opened.
+
+    Raises:
+        DataError: the folder is missing, may not be read, holds no class folders, or a class folder has no image.
+    """
+    root = Path(path).expanduser()
+    classes, by_split = class_folders(root)
+    keys: list[pa.LargeBinaryArray] = []
+    labels, splits, stamps = [], [], []
+    for split, top in by_split.items():
+        for label, name in enumerate(classes):
+            found = list(_images(root, top / name)) if (top / name).is_dir() else []
+            if not found and split in (Split.train, Split.unused):
+                raise _no_images(top / name)
+            keys.append(key_array(key for key, _ in found))
+            stamps.append(np.array([stamp for _, stamp in found], np.int64).reshape(-1, 2))
+            labels.append(np.full(len(found), label, np.int32))
+            splits.append(np.full(len(found), split, np.int8))
+    table = ImageTable(
+        pa.concat_arrays(keys),
+        np.concatenate(labels),
+        np.concatenate(splits),
+        classes,
+        stamps=np.concatenate(stamps),
+    )
+    return FileSource("folder", os.fspath(root), root, table, max_pixels)
+
+
+def class_folders(root: Path) -> tuple[tuple[str, ...], dict[Split, Path]]:
+    """Class names, sorted, and the folder above the class folders for each split (``unused``: no split folders).
+
+    Reads two levels of folders at most. Raises DataError as ``index_folder`` does.
+    """
+    tops = _subfolders(root)
+    splits = {name: SPLIT_NAMES[name.lower()] for name in tops if name.lower() in SPLIT_NAMES}
+    if not tops:
+        raise DataError(Problem(_WHERE, f"{root} holds no folders", _LAYOUT))
+    if not splits or (len(splits) < len(tops) and len(splits) < 2):
+        return tuple(tops), {Split.unused: root}
+    if len(splits) < len(tops):
+        others = ", ".join(repr(name) for name in tops if name not in splits)
+        raise DataError(Problem(_WHERE, f"{root} mixes split folders with others: {others}", _LAYOUT))
+    if len(set(splits.values())) < len(splits):
+        raise DataError(Problem(_WHERE, f"{root} has two folders for one split: {', '.join(splits)}", _LAYOUT))
+    by_split = {split: root / name for name, split in sorted(splits.items(), key=lambda item: item[1])}
+    if Split.train not in by_split:
+        raise DataError(Problem(_WHERE, f"{root} has {', '.join(splits)} but no train folder", _LAYOUT))
+    classes = _subfolders(by_split[Split.train])
+    if not classes:
+        raise DataError(Problem(_WHERE, f"{by_split[Split.train]} holds no class folders", _LAYOUT))
+    for split, top in by_split.items():
+        extra = sorted(set(_subfolders(top)) - set(classes))
+        if extra:
+            raise DataError(
+                Problem(
+                    _WHERE,
+                    f"{split.name} has classes that train lacks: {', '.join(map(repr, extra[:20]))}",
+                    f"add them to {by_split[Split.train]} or remove them from {top}",
+                )
+            )
+    return tuple(classes), by_split
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+
+
+def _images(
+    root: Path, folder: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(key, stamp) of every image below a folder, sorted by name within each folder.
+
+    ``above`` holds device and inode of the folders on the way down: a link back to one of them would never end.
+    """
+    status = folder.stat()
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        return
+    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _images(root, Path(entry.path), above | {identity})
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            yield os.path.relpath(entry.path, root), stamp_of(entry.path)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, without hidden names."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except FileNotFoundError as error:
+        raise DataError(Problem(_WHERE, f"there is no folder {folder}", "give an existing folder")) from error
+    except NotADirectoryError as error:
+        fix = "give the folder of class folders; for a CSV or Parquet file use data=table"
+        raise DataError(Problem(_WHERE, f"{folder} is not a folder", fix)) from error
+    except OSError as error:
+        fix = "check its owner and permissions"
+        raise DataError(Problem(_WHERE, f"{folder} cannot be read: {error.strerror}", fix)) from error
+
+
+def _no_images(folder: Path) -> DataError:
+    known = ", ".join(sorted(EXTENSIONS))
+    return DataError(Problem(_WHERE, f"{folder} holds no images", f"add images ({known}) or remove the folder"))

@@ -1,0 +1,124 @@
+"""From a DataConfig to images that are ready to stream: index, check, divide."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlearn.config import DataConfig
+from tlearn.data.check import CheckReport, Progress, check_images
+from tlearn.data.source import ImageSource
+from tlearn.data.sources import SOURCES
+from tlearn.data.split import divide, limit_per_class
+from tlearn.data.table import ImageTable, Split
+from tlearn.errors import DataError, Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Labelled images, divided.
+
+    Attributes:
+        source: reads the images; its own table does not know the division.
+        table: one row per image, with the splits of this run.
+        train, val, test: int64 row numbers, ascending; val and test may be empty.
+        report: what the check found.
+    """
+
+    source: ImageSource
+    table: ImageTable
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
+    report: CheckReport
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the model's outputs."""
+        return self.table.classes
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return self.table.multi_label
+
+    def labels(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Labels of rows: int32 (m,), or uint8 (m, k) for several labels per image."""
+        labels: NDArray[Any] = self.table.labels[rows]
+        return labels
+
+    def warnings(self) -> list[str]:
+        """What a person should know before trusting the scores, one line each."""
+        return self.report.warnings(self.table)
+
+
+def load_data(config: DataConfig, *, image_size: int, seed: int, progress: Progress | None = None) -> Data:
+    """Index the images, look at them, divide them.
+
+    Args:
+        config: where they are and how to divide them.
+        image_size: side of the model's input, pixels; ``glyphs`` are drawn at this size.
+        seed: of sources that draw their images. The division has a seed of its own, ``config.split_seed``.
+        progress: called with (images checked, images in all).
+
+    Raises:
+        ConfigError: unknown source, or an option that it needs is missing.
+        DataError: whatever is wrong with the images, the folder or the table.
+    """
+    source = SOURCES[config.name](config, image_size=image_size, seed=seed)
+    table = source.table
+    if not len(table):
+        raise DataError(Problem("data", f"there are no images in {source.where}"))
+    table = _divided(table, np.arange(len(table)), config)  # before the slow part, to fail early
+    report = check_images(source, np.arange(len(table)), mode=config.check, on_error=config.on_error, progress=progress)
+    if report.unreadable:
+        unreadable = np.array([entry.row for entry in report.unreadable])
+        table = _divided(source.table, np.setdiff1d(np.arange(len(table)), unreadable), config)
+    rows = {split: table.rows(split) for split in (Split.train, Split.val, Split.test)}
+    return Data(source, table, rows[Split.train], rows[Split.val], rows[Split.test], report)
+
+
+def _divided(table: ImageTable, rows: NDArray[np.int64], config: DataConfig) -> ImageTable:
+    """The table with every usable row in a split and all others unused. Raises DataError when it cannot be learned."""
+    splits = np.full(len(table), Split.unused, np.int8)
+    splits[rows] = divide(
+        table.labels[rows],
+        table.splits[rows],
+        table.classes,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+    )
+    divided = dataclasses.replace(table, splits=splits)
+    _require_learnable(divided)
+    if config.per_class is not None:
+        splits = limit_per_class(table.labels, splits, config.per_class, config.split_seed)
+    return dataclasses.replace(table, splits=splits)
+
+
+def _require_learnable(table: ImageTable) -> None:
+    """Two classes or more (one label is a task where images may have none), each with training images."""
+    if not table.multi_label and len(table.classes) < 2:
+        what = f"there is one class only, {', '.join(map(repr, table.classes))}"
+        raise DataError(Problem("data", what, "a classifier needs two"))
+    train = table.counts(Split.train)
+    if not train.sum():
+        raise DataError(Problem("data", "there are no training images"))
+    for split in (Split.val, Split.test):
+        lacking = np.flatnonzero((table.counts(split) > 0) & (train == 0))
+        if len(lacking):
+            what = f"{split.name} has classes that train lacks: {_named(table, lacking)}"
+            raise DataError(Problem("data", what, "add training images of them, or remove them"))
+    absent = np.flatnonzero(train == 0)
+    if len(absent):
+        what = f"no training image of {_named(table, absent)}"
+        raise DataError(Problem("data", what, "add some, or remove the class"))
+
+
+def _named(table: ImageTable, classes: NDArray[np.int64]) -> str:
+    shown = ", ".join(repr(table.classes[index]) for index in classes[:20])
+    return shown if len(classes) <= 20 else f"{shown}, ... ({len(classes)} classes)"

@@ -1,0 +1,127 @@
+"""Rows in, a batch of pixels and labels out: read, resize, augment."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tlearn.config import Interpolation, Resize
+from tlearn.data.augment import Augmenter
+from tlearn.data.decode import Pixels, resize
+from tlearn.data.source import FileSource, ImageSource
+from tlearn.errors import DataError, Problem
+
+Rows = NDArray[np.integer[Any]]
+
+
+class PixelCache:
+    """Decoded, resized images in memory, filled as they are first read. Thread-safe.
+
+    One cache serves every stream over the same table at the same size and resizing: training and validation, stage
+    after stage.
+
+    Args:
+        rows: rows of the whole table; the system gives memory only for those that are read.
+        image_size: side of the images, pixels.
+
+    Raises:
+        DataError: all images together exceed the memory of the machine.
+    """
+
+    def __init__(self, rows: int, image_size: int) -> None:
+        needed, present = rows * image_size * image_size * 3, _memory()
+        if present is not None and needed > present:
+            size = f"{rows:,} images of {image_size} x {image_size} pixels take {needed / 1e9:.1f} GB"
+            what = f"{size}, and this machine has {present / 1e9:.1f} GB"
+            raise DataError(Problem("data.cache", what, "use data.cache=none"))
+        self._pixels = np.empty((rows, image_size, image_size, 3), np.uint8)
+        self._filled = np.zeros(rows, np.bool_)
+
+    def get(self, row: int) -> Pixels | None:
+        """The image, uint8 (S, S, 3), or None when it has not been put yet."""
+        return self._pixels[row] if self._filled[row] else None
+
+    def put(self, row: int, image: Pixels) -> None:
+        """Keep an image. Two threads may put the same one: they write the same bytes."""
+        self._pixels[row] = image
+        self._filled[row] = True  # last, so that no thread takes a half-written image
+
+
+class Loader:
+    """Loads batches, from any number of threads.
+
+    Args:
+        source: where images are read from.
+        image_size: side of the square images, pixels.
+        mode, crop_fraction, interpolation: see ``tlearn.data.decode.resize``.
+        augmenter: random changes; None for evaluation.
+        cache: images kept in memory, before their random changes. A random resized crop needs whole images, and goes
+            past it.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int,
+        *,
+        mode: Resize = Resize.crop,
+        crop_fraction: float = 1.0,
+        interpolation: Interpolation = Interpolation.bilinear,
+        augmenter: Augmenter | None = None,
+        cache: PixelCache | None = None,
+    ) -> None:
+        self._source = source
+        self._image_size = image_size
+        self._mode = mode
+        self._crop_fraction = crop_fraction
+        self._interpolation = interpolation
+        self._augmenter = augmenter
+        self._cache = None if augmenter and augmenter.crops else cache
+
+    def batch(self, rows: Rows, epoch: int = 0) -> tuple[Pixels, NDArray[Any]]:
+        """Images uint8 (b, S, S, 3) and labels, int32 (b,) or float32 (b, k), of some rows. Raises UnreadableImage."""
+        images = np.empty((len(rows), self._image_size, self._image_size, 3), np.uint8)
+        for index, row in enumerate(rows.tolist()):
+            images[index] = self._image(row, epoch)
+        table = self._source.table
+        return images, table.labels[rows].astype(np.float32 if table.multi_label else np.int32)
+
+    def _image(self, row: int, epoch: int) -> Pixels:
+        if self._augmenter is None:
+            return self._square(row)
+        if not self._augmenter.crops:
+            return self._augmenter(self._square(row), epoch=epoch, row=row)
+        whole = self._source.read(row)
+        cropped = self._augmenter.crop(whole, epoch=epoch, row=row)
+        return self._augmenter(self._resized(whole) if cropped is None else cropped, epoch=epoch, row=row)
+
+    def _square(self, row: int) -> Pixels:
+        kept = self._cache.get(row) if self._cache else None
+        if kept is not None:
+            return kept
+        source = self._source
+        image = self._resized(source.open(row) if isinstance(source, FileSource) else source.read(row))
+        if self._cache:
+            self._cache.put(row, image)
+        return image
+
+    def _resized(self, image: Pixels | Image.Image) -> Pixels:
+        return resize(
+            image,
+            self._image_size,
+            mode=self._mode,
+            crop_fraction=self._crop_fraction,
+            interpolation=self._interpolation,
+        )
+
+
+def _memory() -> int | None:
+    """Bytes of memory in this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

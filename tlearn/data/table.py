@@ -1,0 +1,121 @@
+"""The table of images: one row per image, in flat arrays, so that ten million rows fit in a few hundred megabytes.
+
+Rows never move: a row's number is its identity for the random generators, the caches and the messages. What is left
+out of a run (an unreadable file, an image beyond ``data.per_class``) is marked ``Split.unused``, not removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+class Split(IntEnum):
+    """What a row is used for; the values are those of ``ImageTable.splits``."""
+
+    unused = -1
+    train = 0
+    val = 1
+    test = 2
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """Every image of a data set: what it is called, its label, its split.
+
+    Attributes:
+        keys: (n,) bytes; paths relative to the root, or names. Bytes, because a file name need not be text.
+        labels: int32 (n,), index into ``classes``; with ``multi_label`` uint8 (n, k) of zeros and ones.
+        splits: int8 (n,), values of ``Split``. All ``unused`` where the data has no split of its own yet.
+        classes: names, in the order of the model's outputs.
+        multi_label: whether an image may have any number of labels.
+        stamps: int64 (n, 2), size in bytes and modification time in nanoseconds of each file, size -1 where there
+            is no such file; None where the images are not files.
+    """
+
+    keys: pa.LargeBinaryArray
+    labels: NDArray[Any]
+    splits: NDArray[np.int8]
+    classes: tuple[str, ...]
+    multi_label: bool = False
+    stamps: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, row: int) -> str:
+        """The path or name of a row; bytes that are not UTF-8 come as surrogates, as ``os.fsdecode`` gives them."""
+        return os.fsdecode(self.keys[int(row)].as_py())
+
+    def rows(self, split: Split) -> NDArray[np.int64]:
+        """Row numbers of a split, int64, ascending."""
+        return np.flatnonzero(self.splits == split)
+
+    def counts(self, split: Split) -> NDArray[np.int64]:
+        """Images of each class in a split, int64 (k,)."""
+        labels = self.labels[self.splits == split]
+        if self.multi_label:
+            summed: NDArray[np.int64] = labels.sum(axis=0, dtype=np.int64)
+            return summed
+        return np.bincount(labels, minlength=len(self.classes)).astype(np.int64)
+
+    def manifest_hash(self) -> str:
+        """SHA-256 (hex) over names, labels, splits, classes, and size and modification time of files.
+
+        Files count as changed when their size or time does; reading every byte of a large data set before each run
+        would cost more than the run. It tells whether data changed under a run.
+        """
+        digest = self._digest(self.keys, self.labels, self.stamps)
+        digest.update(np.ascontiguousarray(self.splits).data)
+        return digest.hexdigest()
+
+    def rows_hash(self, rows: NDArray[Any]) -> str:
+        """SHA-256 (hex) over what the table says about some rows, in their order, splits aside."""
+        stamps = None if self.stamps is None else self.stamps[rows]
+        return self._digest(self.keys.take(pa.array(rows)), self.labels[rows], stamps).hexdigest()
+
+    def _digest(
+        self, keys: pa.LargeBinaryArray, labels: NDArray[Any], stamps: NDArray[np.int64] | None
+    ) -> hashlib._Hash:
+        digest = hashlib.sha256(f"{len(keys)} {self.multi_label} {self.classes!r}".encode())
+        # Names are told apart by their lengths, which no name can imitate.
+        for start in range(0, len(keys), _HASHED_AT_ONCE):
+            chunk = keys.slice(start, _HASHED_AT_ONCE)
+            digest.update(np.diff(_offsets(chunk)).tobytes())
+            digest.update(_characters(chunk))
+        digest.update(np.ascontiguousarray(labels).data)
+        if stamps is not None:
+            digest.update(np.ascontiguousarray(stamps).data)
+        return digest
+
+
+_HASHED_AT_ONCE = 1_000_000
+
+
+def key_array(keys: Iterable[str | bytes]) -> pa.LargeBinaryArray:
+    """Names as the compact array that ``ImageTable.keys`` holds (8 bytes a row and the characters)."""
+    return pa.array((os.fsencode(key) for key in keys), type=pa.large_binary())
+
+
+def no_splits(count: int) -> NDArray[np.int8]:
+    """Splits of data that has none of its own."""
+    return np.full(count, Split.unused, np.int8)
+
+
+def _offsets(keys: pa.LargeBinaryArray) -> NDArray[np.int64]:
+    offsets = np.frombuffer(keys.buffers()[1], np.int64)
+    return offsets[keys.offset : keys.offset + len(keys) + 1]
+
+
+def _characters(keys: pa.LargeBinaryArray) -> memoryview:
+    offsets = _offsets(keys)
+    buffer = keys.buffers()[2]
+    return memoryview(buffer or b"")[offsets[0] : offsets[-1]]

@@ -1,0 +1,217 @@
+"""The source ``table``: a CSV or Parquet file with a column of image paths and a column of labels.
+
+Everything is done on whole columns by pyarrow; the only loop over rows asks the file system for each file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tlearn.data.folder import SPLIT_NAMES
+from tlearn.data.source import FileSource, stamps_of
+from tlearn.data.table import ImageTable, no_splits
+from tlearn.errors import DataError, Problem, did_you_mean
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+EXTENSIONS = (*_DELIMITERS, ".parquet")
+"""Table files, by the end of their names."""
+
+_MANY = 100  # from so many images on, labels that are all different are taken for a mistake
+
+
+def index_table(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    image_column: str = "path",
+    label_column: str = "label",
+    split_column: str | None = None,
+    label_separator: str | None = None,
+    max_pixels: int,
+) -> FileSource:
+    """Read a table of images; no image is opened.
+
+    Class names are sorted, as numbers where all of them are whole numbers.
+
+    Args:
+        path: a ``.csv``, ``.tsv`` or ``.parquet`` file. CSV and TSV have a header line and are UTF-8.
+        root: folder of the images; None: the table's own. No path may lead out of it.
+        image_column: paths, relative to the root or absolute.
+        label_column: class names.
+        split_column: ``train``, ``val`` or ``test`` (or their usual synonyms), any case; None: no splits.
+        label_separator: stands between several labels of one image, an empty cell being no label; None: one label.
+        max_pixels: larger images are refused.
+
+    Raises:
+        DataError: the file or a column is missing, a cell is empty or not allowed, or the labels cannot be learned.
+    """
+    file = Path(path).expanduser()
+    top = Path(root).expanduser() if root is not None else file.parent
+    if not top.is_dir():
+        raise DataError(Problem("data.root", f"there is no folder {top}", "give the folder of the images"))
+    columns = read_columns(file, named_columns(image_column, label_column, split_column))
+    paths = _paths(columns["image_column"], top, file)
+    labels, classes = read_labels(columns["label_column"], label_separator, file, label_column)
+    splits = no_splits(len(paths))
+    if split_column is not None:
+        splits = _splits(columns["split_column"], file, split_column)
+    keys = paths.cast(pa.large_binary())
+    table = ImageTable(keys, labels, splits, classes, label_separator is not None, stamps_of(top, keys))
+    return FileSource("table", os.fspath(file), top, table, max_pixels)
+
+
+def named_columns(image_column: str, label_column: str, split_column: str | None) -> dict[str, str]:
+    """Column names by the option of ``DataConfig`` that names them."""
+    named = {"image_column": image_column, "label_column": label_column}
+    return named if split_column is None else named | {"split_column": split_column}
+
+
+def read_labels(
+    column: pa.LargeStringArray, separator: str | None, file: Path, name: str
+) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Labels and class names of a label column: int32 (n,), or with a separator uint8 (n, k).
+
+    Raises DataError when a label is empty (without a separator), or all labels differ.
+    """
+    where = f"{file}, column {name!r}"
+    if separator is None:
+        column = pc.utf8_trim_whitespace(column)
+        _refuse(pc.equal(column, ""), where, "an empty label", "name a class in each row")
+        codes, classes = _coded(column)
+        if len(column) >= _MANY and len(classes) == len(column):
+            fix = f"is {name!r} really the label? choose another data.label_column"
+            raise DataError(Problem(where, f"all {len(column):,} labels are different", fix))
+        return codes.astype(np.int32), classes
+    parts = pc.split_pattern(column, pattern=separator)
+    values = pc.utf8_trim_whitespace(pc.list_flatten(parts))
+    images = pc.list_parent_indices(parts).to_numpy()
+    named = pc.not_equal(values, "").to_numpy(zero_copy_only=False)
+    codes, classes = _coded(values.filter(pa.array(named)))
+    if not classes:
+        raise DataError(Problem(where, "there are no labels at all"))
+    labels = np.zeros((len(column), len(classes)), np.uint8)
+    labels[images[named], codes] = 1
+    return labels, classes
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_columns(file: Path, columns: dict[str, str]) -> dict[str, pa.LargeStringArray]:
+    """Columns as text, by the option that names them; empty cells are empty strings. Raises DataError."""
+    check_columns(file, columns)
+    names = list(dict.fromkeys(columns.values()))
+    try:
+        if file.suffix.lower() == ".parquet":
+            table = pq.read_table(file, columns=names)
+        else:
+            text = {name: pa.large_string() for name in names}
+            convert = pyarrow.csv.ConvertOptions(include_columns=names, column_types=text)
+            table = pyarrow.csv.read_csv(file, parse_options=_parsing(file), convert_options=convert)
+        if not len(table):
+            raise DataError(Problem("data.path", f"{file} has no rows"))
+        return {option: _text(table[name]) for option, name in columns.items()}
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from error
+
+
+def check_columns(file: Path, columns: dict[str, str]) -> None:
+    """Read the header of a table. Raises DataError when the file or a column is missing.
+
+    Args:
+        file: the table.
+        columns: column names by the option of ``DataConfig`` that names them.
+    """
+    present = _header(file)
+    problems = [
+        Problem(f"data.{option}", f"{file} has no column {name!r}", did_you_mean(name, present))
+        for option, name in columns.items()
+        if name not in present
+    ]
+    if problems:
+        raise DataError(problems)
+
+
+def _header(file: Path) -> list[str]:
+    try:
+        if file.suffix.lower() == ".parquet":
+            return list(pq.read_schema(file).names)
+        with pyarrow.csv.open_csv(file, parse_options=_parsing(file)) as reader:
+            return list(reader.schema.names)
+    except FileNotFoundError as error:
+        raise DataError(Problem("data.path", f"there is no file {file}", "give an existing table")) from error
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from error
+
+
+def _text(column: pa.ChunkedArray) -> pa.LargeStringArray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    text = pc.fill_null(column.cast(pa.large_string()), "")
+    return pa.concat_arrays(text.chunks)
+
+
+def _parsing(file: Path) -> pyarrow.csv.ParseOptions:
+    suffix = file.suffix.lower()
+    if suffix not in _DELIMITERS:
+        raise DataError(Problem("data.path", f"{file} is no table", f"known: {', '.join(EXTENSIONS)}"))
+    return pyarrow.csv.ParseOptions(delimiter=_DELIMITERS[suffix], newlines_in_values=True)
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    return DataError(Problem("data.path", f"{file} cannot be read: {error}", "is it a CSV (UTF-8) or Parquet file?"))
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+
+def _paths(paths: pa.LargeStringArray, root: Path, file: Path) -> pa.LargeStringArray:
+    """Paths relative to the root; those that lead out of it are refused."""
+    where = f"{file}, image paths"
+    _refuse(pc.equal(paths, ""), where, "an empty path", "give the image's path in each row")
+    prefix = f"{os.path.abspath(root).rstrip(os.sep)}{os.sep}"
+    inside = pc.starts_with(paths, prefix)
+    relative = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(prefix)), paths)
+    # A table may come from a stranger: it names files below its root and nothing else. Symbolic links that the
+    # user made there are the user's business.
+    outside = pc.or_(pc.starts_with(relative, os.sep), pc.match_substring_regex(relative, r"(^|/)\.\.(/|$)"))
+    _refuse(outside, where, f"a path outside {root}", "set data.root to a folder above all images")
+    return relative
+
+
+def _splits(column: pa.LargeStringArray, file: Path, name: str) -> NDArray[np.int8]:
+    values = pc.utf8_lower(pc.utf8_trim_whitespace(column))
+    known = pa.array(SPLIT_NAMES, type=pa.large_string())
+    found = pc.index_in(values, value_set=known)
+    fix = f"one of: {', '.join(SPLIT_NAMES)}"
+    _refuse(pc.is_null(found), f"{file}, column {name!r}", "an unknown split", fix, values=column)
+    numbers = np.array(list(SPLIT_NAMES.values()), np.int8)
+    return np.asarray(numbers[found.to_numpy()])
+
+
+def _coded(values: pa.LargeStringArray) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Index of each value among the sorted different values."""
+    encoded = values.dictionary_encode()
+    names: list[str] = encoded.dictionary.to_pylist()
+    numbers = all(name.isascii() and name.isdigit() for name in names)
+    order = sorted(range(len(names)), key=lambda code: (int(names[code]) if numbers else 0, names[code]))
+    rank = np.empty(len(names), np.int64)
+    rank[order] = np.arange(len(names))
+    return rank[encoded.indices.to_numpy()], tuple(names[code] for code in order)
+
+
+def _refuse(wrong: pa.BooleanArray, where: str, what: str, fix: str, values: Any = None) -> None:
+    """Raise DataError when any row is wrong, with their number and the first; rows are counted from 1, no header."""
+    rows = np.flatnonzero(wrong.to_numpy(zero_copy_only=False))
+    if len(rows):
+        shown = "" if values is None else f" {values[int(rows[0])].as_py()!r}"
+        raise DataError(Problem(f"{where}, row {rows[0] + 1}", f"{what}{shown} ({len(rows)} such rows)", fix))
