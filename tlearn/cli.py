@@ -24,6 +24,8 @@ def main() -> int:
             print(f"  {name:<12}{what}")
         print("\ntlearn VERB --help says more.")
         return 0
+    if verb in ("-sc", "--shell-completion"):  # a shell asks: it knows the command, not the verb
+        verb, arguments = "train", [verb, *arguments]
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}\n    {did_you_mean(verb, VERBS)}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ directory). TensorFlow is not imported.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         found = _override_problems(override)
         problems += found
         if not found:
-            sound.append(str(override.input_line))
+            sound += _for_hydra(override)
     try:
         config = to_config(_compose(sound))
     except ConfigError as error:
@@ -92,19 +93,24 @@ def preset(group: str, name: str) -> Any:
     return typed({key: value for key, value in data.items() if value != "???"}, schema, group)
 
 
-@cache
 def register_schema() -> None:
     """Tell Hydra the defaults of ``Config`` and the experiments; types are checked after composition."""
     store = ConfigStore.instance()
-    defaults = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)
-    store.store(name="schema", node=OmegaConf.create(defaults))
-    for name, path in experiments().items():
+    store.store(name="schema", node=_defaults())
+    for name, path in experiments().items():  # each time: in a notebook they are edited between two runs
         try:
             node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue  # reported when it is chosen: a broken file of one experiment must not stop the others
         if isinstance(node, dict):
-            store.store(group="experiment", name=name, package="_global_", node=OmegaConf.create(node))
+            folder, _, stem = f"experiment/{name}".rpartition("/")
+            store.store(group=folder, name=stem, package="_global_", node=OmegaConf.create(node))
+
+
+@cache
+def _defaults() -> DictConfig:
+    defaults: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)  # type: ignore[assignment]
+    return OmegaConf.create(defaults)
 
 
 def experiments() -> dict[str, Path]:
@@ -130,6 +136,27 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def hydra_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra is to be given them. Raises ConfigError for every one that is not ``key=value``."""
+    return [text for override in parse_overrides(overrides) for text in _for_hydra(override)]
+
+
+def _for_hydra(override: Override) -> list[str]:
+    """An override as Hydra is to be given it.
+
+    Hydra knows the keys that stand in YAML, and merges mappings; here a key may be any of the schema, in a stage too,
+    and a selector replaces the one before.
+    """
+    key, text = str(override.key_or_group), str(override.input_line)
+    if key == "experiment" and override.value() is None:
+        return []  # there may be no such group
+    if not override.is_add() and not override.is_delete() and re.match(r"schedule\.stages\.\d+\.|\w+\.options\.", key):
+        text = f"++{text}" if not text.startswith("++") else text
+    if not override.is_delete() and re.fullmatch(r"schedule\.stages\.\d+\.unfreeze", key):
+        return [f"++{key}=null", text]
+    return [text]
+
+
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The runs of a multirun, as Hydra's basic sweeper makes them: the product of all ``key=a,b`` overrides."""
     choices = [
@@ -144,6 +171,8 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
 def _override_problems(override: Override) -> list[Problem]:
     """An unknown key or group option, said with the nearest names."""
     key = str(override.key_or_group)
+    if not key:
+        return [Problem(str(override.input_line), "has no key", "write overrides as key=value")]
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return []
     if override.is_sweep_override():

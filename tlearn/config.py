@@ -142,6 +142,20 @@ class Strategy(Enum):
     one = "one"
 
 
+class CacheMode(Enum):
+    """Whether features of the frozen part are kept between epochs and runs."""
+
+    auto = "auto"
+    off = "off"
+
+
+class FeatureType(Enum):
+    """How features are stored."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
 class Keep(Enum):
     """Which weights become the final model."""
 
@@ -444,6 +458,17 @@ class LossConfig:
 
 
 @dataclass
+class CacheConfig:
+    """Features of the frozen part of the model, computed once per image and kept on disk."""
+
+    mode: CacheMode = option(CacheMode.auto, "auto: wherever it is possible and fits | off: every image, every epoch")
+    dir: str | None = option(None, "folder; null: tlearn/features in the user's cache folder")
+    max_gb: float = option(20.0, "size of the folder, 10^9 bytes; what was used longest ago makes room")
+    dtype: FeatureType = option(FeatureType.float32, "float32: exact | float16: half the bytes")
+    views: int | None = option(None, "augmented versions kept of each image; null: fresh ones, and no cache")
+
+
+@dataclass
 class Every:
     """How often; with several units set, whichever is due first."""
 
@@ -493,5 +518,6 @@ class Config:
     )
     schedule: ScheduleConfig = option(ScheduleConfig(), "stages")
     loss: LossConfig = option(LossConfig(), "what is minimised")
+    cache: CacheConfig = option(CacheConfig(), "features of frozen layers, computed once")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
     log: LogConfig = option(LogConfig(), "what is written for people")

@@ -13,6 +13,7 @@ from rich.console import Console
 from tlearn.backbones import build_backbone, check_backbone
 from tlearn.backbones.listing import all_rows, facts, layer_rows, print_all, print_one
 from tlearn.errors import UserError
+from tlearn.quiet import import_tensorflow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _show(console, arguments)
     except UserError as error:
-        print(error, file=sys.stderr)
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader (head, less) has seen enough; keep Python from complaining once more at exit.
@@ -56,7 +58,7 @@ def _show(console: Console, arguments: argparse.Namespace) -> None:
     options = {"image_size": arguments.image_size, "alpha": arguments.alpha}
     if problems := check_backbone(arguments.name, **options):
         raise UserError(problems)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # nobody asked which CPU instructions TensorFlow found
+    import_tensorflow()
     backbone = build_backbone(arguments.name, **options)
     if arguments.json:
         blocks = [block._asdict() for block in backbone.blocks]

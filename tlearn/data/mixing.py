@@ -142,7 +142,7 @@ def _step_seeds(seed: int, step: Any) -> Any:
     import keras
     import tensorflow as tf
 
-    class StepSeeds(keras.random.SeedGenerator):  # type: ignore[misc]
+    class StepSeeds(keras.random.SeedGenerator):
         """Stands in for the counter that Keras' layers draw from; it has no variable, hence no __init__ above."""
 
         def __init__(self) -> None:

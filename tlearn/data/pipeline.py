@@ -210,7 +210,7 @@ def _stream(
     label_dtype, label_shape = (tf.float32, [None, len(table.classes)]) if table.multi_label else (tf.int32, [None])
     load_recorded = recorded(load)
 
-    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    @tf.autograph.experimental.do_not_convert
     def load_tensors(step: Any) -> tuple[Any, Any]:
         images, labels = tf.numpy_function(load_recorded, [step], [tf.uint8, label_dtype], stateful=False)
         images.set_shape([None, image_size, image_size, 3])

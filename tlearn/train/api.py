@@ -17,6 +17,7 @@ from tlearn.data import Data, Split, load_data
 from tlearn.errors import ConfigError, DataError, Problem, UserError, did_you_mean
 from tlearn.train.checks import check_config
 from tlearn.train.console import Terminal, plan_table
+from tlearn.train.environment import prepare_process
 from tlearn.train.losses import metric_names
 from tlearn.train.run import Run, resolve_weights
 
@@ -46,11 +47,10 @@ def prepare(config: Config) -> Prepared:
     classes = _outputs(config, data)
     _check_metrics(config, data, classes)
 
+    prepare_process(config)
     from tlearn.train.classifier import build_classifier
-    from tlearn.train.environment import use_determinism
     from tlearn.train.plan import make_plan
 
-    use_determinism(config)
     with contextlib.redirect_stdout(sys.stderr):  # Keras prints what it downloads; our output is for scripts
         classifier = build_classifier(
             config.backbone,

@@ -10,7 +10,7 @@ from typing import Any
 
 from tlearn.backbones import check_backbone, check_unfreeze, get_spec
 from tlearn.config import ClassWeights, Config, DataCache, Duration, OptimizerConfig, Stage
-from tlearn.data import check_data_config, peek_classes
+from tlearn.data import check_augment_config, check_data_config, peek_classes
 from tlearn.errors import ConfigError, Problem, UserError
 from tlearn.heads import check_head
 from tlearn.train.optimizers import check_duration, check_optimizer, stage_optimizer
@@ -25,7 +25,9 @@ def check_config(config: Config) -> None:
         *_check_run(config),
         *_check_model(config),
         *check_data_config(config.data),
+        *check_augment_config(config.augment),
         *_check_augment(config),
+        *_check_cache(config),
         *_check_schedule(config),
     ]
     if not problems:
@@ -83,21 +85,16 @@ def _check_model(config: Config) -> Iterator[Problem]:
 
 
 def _check_augment(config: Config) -> Iterator[Problem]:
-    augment = config.augment
-    for name, transform in vars(augment).items():
-        if hasattr(transform, "p"):
-            yield from _fraction(transform.p, f"augment.{name}.p")
-    for name in ("mixup", "cutmix"):
-        if getattr(augment, name) < 0:
-            yield Problem(f"augment.{name}", f"must be 0 or more, received {getattr(augment, name)}")
-    crop = augment.random_resized_crop
-    if not 0 < crop.scale_min <= crop.scale_max <= 1:
-        yield Problem("augment.random_resized_crop", "needs 0 < scale_min <= scale_max <= 1")
-    if not 0 < crop.ratio_min <= crop.ratio_max:
-        yield Problem("augment.random_resized_crop", "needs 0 < ratio_min <= ratio_max")
-    if crop.p > 0 and config.data.cache is DataCache.memory:
+    if config.augment.random_resized_crop.p > 0 and config.data.cache is DataCache.memory:
         fix = "data.cache=none, or augment.random_resized_crop.p=0"
         yield Problem("data.cache", "keeps resized images, but random_resized_crop needs the whole ones", fix)
+
+
+def _check_cache(config: Config) -> Iterator[Problem]:
+    if config.cache.max_gb < 0:
+        yield Problem("cache.max_gb", f"must be 0 or more, received {config.cache.max_gb}")
+    if config.cache.views is not None and config.cache.views < 1:
+        yield Problem("cache.views", f"must be 1 or more, received {config.cache.views}", "null: fresh augmentation")
 
 
 def _check_schedule(config: Config) -> Iterator[Problem]:

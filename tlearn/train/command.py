@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError
+from tlearn.quiet import import_tensorflow
 
 OK, OUR_FAULT, USER_ERROR, STOPPED, NUMERICAL_FAULT = 0, 1, 2, 3, 4
+
+_BEFORE_OVERRIDES = r"^\s*(tlearn\s+\w+|\S*python\S*\s+-m\s+tlearn\.\w+)\s*"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,10 +57,7 @@ def execute(config: Config, overrides: list[str]) -> int:
 
     if config.resume is None:
         check_config(config)  # before anything slow is imported
-    from tlearn.train.environment import quiet_import
-
-    with quiet_import():
-        import tensorflow  # noqa: F401
+    import_tensorflow()
     from tlearn.train.api import fit, resume
     from tlearn.train.console import Terminal
     from tlearn.train.loop import NumericalFault
@@ -104,11 +107,11 @@ def _with_hydra(arguments: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from tlearn.compose import CONFIG_NAME, load_config, register_schema, sweep_jobs
+    from tlearn.compose import CONFIG_NAME, hydra_overrides, load_config, register_schema, sweep_jobs
     from tlearn.paths import shipped
 
     register_schema()
-    overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
+    overrides = [text for text in arguments if text.startswith("~") or ("=" in text and not text.startswith("-"))]
     multirun = "-m" in arguments or "--multirun" in arguments
     if multirun:
         _check_jobs(sweep_jobs(overrides))
@@ -124,10 +127,17 @@ def _with_hydra(arguments: list[str]) -> int:
 
             statuses.append(execute(to_config(composed), overrides))
 
-    if not multirun:
-        load_config(overrides)  # reports all problems where Hydra would stop at the first
-    sys.argv = ["python -m tlearn.train", *arguments]
-    job()
+    given, program = arguments, "python -m tlearn.train"
+    if {"-sc", "--shell-completion"} & set(arguments):  # what follows those is no override
+        program = "tlearn"  # a shell completes words of a command; Hydra knows none that has a verb
+        os.environ["COMP_LINE"] = re.sub(_BEFORE_OVERRIDES, "tlearn ", os.environ.get("COMP_LINE", ""))
+    else:
+        if not multirun:
+            load_config(overrides)  # reports all problems where Hydra would stop at the first
+        given = [argument for argument in arguments if argument not in overrides] + hydra_overrides(overrides)
+    with tempfile.TemporaryDirectory() as folder:  # for Hydra's own multirun.yaml: each run keeps its overrides
+        sys.argv = [program, *given, *([f"hydra.sweep.dir={folder}"] if multirun else [])]
+        job()
     return max(statuses, default=OK)
 
 

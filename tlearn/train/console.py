@@ -85,7 +85,7 @@ def plan_table(plan: Plan) -> RenderableType:
         weights = zip(plan.classes, plan.class_weights, strict=False)
         facts.add_row("class weights", ", ".join(f"{name} {weight:.3g}" for name, weight in weights))
     notes = [*plan.notes, *(f"stage {stage.name}: {note}" for stage in plan.stages for note in stage.notes)]
-    return Group(facts, _stage_table(plan), *(f"note: {note}" for note in notes))
+    return Group(facts, _stage_table(plan), _feature_lines(plan), *(f"note: {note}" for note in notes))
 
 
 def _stage_table(plan: Plan) -> Table:
@@ -99,6 +99,20 @@ def _stage_table(plan: Plan) -> Table:
         parameters = f"{stage.parameters:,}"
         table.add_row(stage.name, trains, parameters, str(stage.epochs), f"{stage.steps:,}", stage.optimizer)
     return table
+
+
+def _feature_lines(plan: Plan) -> Table:
+    """What each stage does about the part of the model that does not change in it."""
+    lines = Table.grid(padding=(0, 2))
+    for stage in plan.stages:
+        features = stage.features
+        if features.cached:
+            size = f"{features.bytes / 1e6:,.1f} MB, {features.bytes_per_image:,} bytes an image"
+            text = f"computes {', '.join(features.tensors)} once: {size}"
+        else:
+            text = f"computes all images in each epoch: {features.reason}"
+        lines.add_row(stage.name, text)
+    return lines
 
 
 def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> str:

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
 
 from tlearn.config import Config
+from tlearn.quiet import import_tensorflow
 
 
-def use_determinism(config: Config) -> None:
-    """Seed everything, and ask TensorFlow for deterministic operations where the config wants them."""
-    with quiet_import():
-        import keras
-        import tensorflow as tf
+def prepare_process(config: Config) -> None:
+    """Import TensorFlow, seed everything, and ask for deterministic operations where the config wants them."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it looks for a newer version of itself on import
+    import_tensorflow()
+    import keras
+    import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
     keras.utils.set_random_seed(config.seed)
-    if config.deterministic is True or (config.deterministic == "auto" and not gpus):
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    if config.deterministic is True or (config.deterministic == "auto" and on_cpu):
         tf.config.experimental.enable_op_determinism()
-
-
-@contextlib.contextmanager
-def quiet_import() -> Iterator[None]:
-    """Hide what TensorFlow's C++ code writes to standard error while it loads: it is about drivers, never about a run.
-
-    It is shown after all when the import fails.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            sink.seek(0)
-            os.write(kept, sink.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)

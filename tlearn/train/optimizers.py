@@ -51,6 +51,9 @@ SHARED = {
     "ema": "ema_momentum",
 }
 _NOT_FOR_KERAS = {"name", "learning_rate", "schedule", "block_decay", *SHARED}
+# options that make sense below one only: averages and momenta
+_BELOW_ONE = ("momentum", "rho", "beta_1", "beta_2", "adam_beta_1", "adam_beta_2")
+_NOT_NEGATIVE = ("weight_decay", "adam_weight_decay", "initial_accumulator_value", *_FTRL_REGULARIZATION)
 # variables that weight decay leaves alone: they are few, and shrinking them does not regularise
 _NO_DECAY = ["bias", "gamma", "beta"]
 
@@ -87,6 +90,10 @@ def check_optimizer(optimizer: OptimizerConfig, where: str) -> Iterator[Problem]
     if rate is not None and not 0 < rate < 1e3:
         yield Problem(f"{where}.learning_rate", f"must be above 0 and sensible, received {rate}")
     yield from _check_ranges(optimizer, where)
+    for key, least in (("final", "0 or more"), ("power", "above 0"), ("rate", "above 0")):
+        value = getattr(optimizer.schedule, key)
+        if not (value >= 0 if key == "final" else value > 0):
+            yield Problem(f"{where}.schedule.{key}", f"must be {least}, received {value}")
     yield from check_duration(optimizer.schedule.warmup, f"{where}.schedule.warmup", required=False)
     yield from check_duration(optimizer.schedule.every, f"{where}.schedule.every", required=False)
 
@@ -102,8 +109,16 @@ def _check_ranges(optimizer: OptimizerConfig, where: str) -> Iterator[Problem]:
         yield Problem(f"{where}.accumulate", f"must be 1 or more, received {optimizer.accumulate}")
     if optimizer.ema is not None and not 0 < optimizer.ema < 1:
         yield Problem(f"{where}.ema", f"must be between 0 and 1, received {optimizer.ema}", "0.999 is usual")
-    if optimizer.weight_decay is not None and optimizer.weight_decay < 0:
-        yield Problem(f"{where}.weight_decay", f"must be 0 or more, received {optimizer.weight_decay}")
+    for key in _BELOW_ONE:
+        value = getattr(optimizer, key)
+        if value is not None and not 0 <= value < 1:
+            yield Problem(f"{where}.{key}", f"must be 0 or more and below 1, received {value}")
+    for key in _NOT_NEGATIVE:
+        value = getattr(optimizer, key)
+        if value is not None and not value >= 0:
+            yield Problem(f"{where}.{key}", f"must be 0 or more, received {value}")
+    if optimizer.learning_rate_power is not None and not optimizer.learning_rate_power <= 0:
+        yield Problem(f"{where}.learning_rate_power", f"must be 0 or less, received {optimizer.learning_rate_power}")
     if optimizer.block_decay is not None and not 0 < optimizer.block_decay <= 1:
         yield Problem(f"{where}.block_decay", f"must be above 0 and at most 1, received {optimizer.block_decay}")
 

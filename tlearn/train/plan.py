@@ -11,6 +11,7 @@ from typing import Any
 from tlearn.config import ClassWeights, Config, Duration, Stage
 from tlearn.data import Data, Split
 from tlearn.train.classifier import Classifier, freeze, unfrozen_layers
+from tlearn.train.features import FeaturePlan, plan_features
 from tlearn.train.optimizers import in_steps, own_options, stage_optimizer
 
 
@@ -29,6 +30,7 @@ class StagePlan:
         steps: length in batches; epochs: the same in passes over the training images.
         first_epoch: number of the stage's first epoch, counted over the whole run from 0.
         optimizer: name and options, for people.
+        features: where the frozen part ends, and whether what it computes is kept.
         notes: what a reader should know.
     """
 
@@ -43,6 +45,7 @@ class StagePlan:
     epochs: int
     first_epoch: int
     optimizer: str
+    features: FeaturePlan
     notes: tuple[str, ...] = ()
 
 
@@ -96,7 +99,7 @@ def make_plan(config: Config, data: Data, classifier: Classifier) -> Plan:
     for index, stage in enumerate(config.schedule.stages):
         first_epoch = stages[-1].first_epoch + stages[-1].epochs if stages else 0
         where = f"schedule.stages.{index}.unfreeze"
-        stages.append(_plan_stage(config, stage, classifier, steps_per_epoch, first_epoch, where))
+        stages.append(_plan_stage(config, stage, data, classifier, steps_per_epoch, first_epoch, where))
     backbone = classifier.backbone
     return Plan(
         backbone=backbone.spec.name,
@@ -119,7 +122,7 @@ def make_plan(config: Config, data: Data, classifier: Classifier) -> Plan:
 
 
 def _plan_stage(
-    config: Config, stage: Stage, classifier: Classifier, steps_per_epoch: int, first_epoch: int, where: str
+    config: Config, stage: Stage, data: Data, classifier: Classifier, steps_per_epoch: int, first_epoch: int, where: str
 ) -> StagePlan:
     backbone = classifier.backbone
     layers = unfrozen_layers(classifier, stage, where)
@@ -140,6 +143,7 @@ def _plan_stage(
         epochs=math.ceil(steps / steps_per_epoch),
         first_epoch=first_epoch,
         optimizer=describe_optimizer(config, stage),
+        features=plan_features(config, data, classifier),
         notes=tuple(_stage_notes(config, stage, steps)),
     )
 

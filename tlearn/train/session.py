@@ -24,6 +24,7 @@ class Session:
         classifier: its variables go on from where they are.
         config, plan: of the run.
         index: of the stage.
+        model: what of the classifier is run, where features of the rest are kept; None: all of it.
         before: the stage before in this process, whose optimizer state may be carried over.
         first_iteration: what the optimizer counts from, when resuming; None: decided here.
 
@@ -40,6 +41,7 @@ class Session:
         plan: Plan,
         index: int,
         *,
+        model: keras.Model | None = None,
         before: Session | None = None,
         first_iteration: int | None = None,
     ) -> None:
@@ -52,7 +54,8 @@ class Session:
             carried = None
         if first_iteration is None:
             first_iteration = int(carried.iterations) if carried is not None else 0
-        self.model = classifier.model
+        self.model = model or classifier.model
+        self._whole = classifier.model
         self.first_iteration = first_iteration
         self.optimizer: keras.optimizers.Optimizer = build_optimizer(
             settings,
@@ -90,7 +93,7 @@ class Session:
             variable.assign(value)
 
     def _variables(self) -> list[Any]:
-        return [*self.model.variables, *self.model.optimizer.variables, *self.model.metrics_variables]
+        return [*self._whole.variables, *self.model.optimizer.variables, *self.model.metrics_variables]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import keras
 import numpy as np
 
 from tlearn.config import Config, Stage
@@ -15,6 +16,7 @@ from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint
 from tlearn.train.classifier import Classifier
 from tlearn.train.console import Terminal, metrics_line
+from tlearn.train.features import FeatureMaker, StageFeatures
 from tlearn.train.finish import finish
 from tlearn.train.logs import MetricsLog, TensorBoardLog
 from tlearn.train.loop import Evaluation, Logs, Loop, NumericalFault
@@ -74,8 +76,8 @@ class Trainer:
         self._progress = Progress()
         self._saved_state: dict[str, np.ndarray] | None = None
         self._saved_at = time.monotonic()
-        metrics = make_metrics(plan.outputs, plan.multi_label)
-        self._evaluate = Evaluation(classifier.model, make_loss(plan.multi_label, 0.0), metrics)
+        self._evaluate = make_evaluation(classifier.model, plan)
+        self._features = FeatureMaker(config, data, classifier, plan.stages, self._streams, terminal)
 
     def run(self) -> dict[str, Any]:
         """Train through all stages from where the run stands, and finish the folder.
@@ -124,11 +126,13 @@ class Trainer:
         plan, progress, state = self._plan.stages[index], self._progress, self._saved_state
         if progress.stage != index:
             progress.enter(index)
+        features = self._features.stage(index)
         session = Session(
             self._classifier,
             self._config,
             self._plan,
             index,
+            model=features.suffix if features else None,
             before=before,
             first_iteration=None if state is None else progress.first_iteration,
         )
@@ -137,7 +141,7 @@ class Trainer:
             self._restore(session, state)
         self._terminal.print(f"[bold]stage {plan.name}[/]: {plan.parameters:,} parameters, {plan.optimizer}")
         if progress.step < plan.steps:
-            self._run_steps(session, plan, self._config.schedule.stages[index])
+            self._run_steps(session, plan, self._config.schedule.stages[index], features)
         session.finalize()
         self._save(session)
         return session
@@ -152,10 +156,14 @@ class Trainer:
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    def _run_steps(self, session: Session, plan: StagePlan, stage: Stage) -> None:
+    def _run_steps(self, session: Session, plan: StagePlan, stage: Stage, features: StageFeatures | None) -> None:
         progress, per_epoch = self._progress, self._plan.steps_per_epoch
-        first = plan.first_epoch * per_epoch
-        batches = self._streams.training(stage, first + progress.step, first + plan.steps)
+        first, last = plan.first_epoch * per_epoch + progress.step, plan.first_epoch * per_epoch + plan.steps
+        if features is None:
+            batches = self._streams.training(stage, first, last)
+        else:
+            batches = self._streams.features(stage, features, first, last)
+        validate = self._validation(session, features)
         loop = Loop(session.model, batches, xla=uses_xla(self._config, stage))
         begin = time.monotonic() - progress.seconds
         self._begin_epoch(session, plan)
@@ -164,7 +172,7 @@ class Trainer:
             progress.step, progress.seconds = step, time.monotonic() - begin
             self._after_steps(plan, logs, loop)
             if step % per_epoch == 0 or step == plan.steps:
-                self._end_epoch(session, plan, stage, logs, loop)
+                self._end_epoch(session, plan, stage, logs | {"learning_rate": loop.learning_rate()}, validate)
                 progress.seconds = time.monotonic() - begin
                 if step == plan.steps or self._ends_early(plan, stage):
                     progress.step = plan.steps
@@ -199,13 +207,22 @@ class Trainer:
         length = min(self._plan.steps_per_epoch, plan.steps - epoch * self._plan.steps_per_epoch)
         self._terminal.start_epoch(f"{plan.name} {epoch + 1}/{plan.epochs}", length, done)
 
-    def _end_epoch(self, session: Session, plan: StagePlan, stage: Stage, logs: Logs, loop: Loop) -> None:
+    def _validation(self, session: Session, features: StageFeatures | None) -> Callable[[], Logs]:
+        """Loss and metrics of the validation images, from their features where these are kept."""
+        if features is None:
+            return lambda: self._evaluate(self._streams.evaluation(self._data.val))[0]
+        evaluate = make_evaluation(session.model, self._plan)
+        return lambda: evaluate(self._streams.validation_features(features))[0]
+
+    def _end_epoch(
+        self, session: Session, plan: StagePlan, stage: Stage, logs: Logs, validate: Callable[[], Logs]
+    ) -> None:
         """Validate, record, and keep the best weights."""
         progress = self._progress
         self._terminal.end_epoch()
         progress.epochs += 1
         with session.averaged():
-            validation, _, _ = self._evaluate(self._streams.evaluation(self._data.val))
+            validation = validate()
             progress.metrics = logs | {f"val_{name}": value for name, value in validation.items()}
             is_best = progress.judge(
                 progress.metrics[self._monitor],
@@ -216,9 +233,8 @@ class Trainer:
             if is_best:
                 weights = {key: np.asarray(variable) for key, variable in self._classifier.variables().items()}
                 checkpoint.save(self._run.best_file, weights, {"epoch": self._epoch(plan), **progress.metrics})
-        rate = loop.learning_rate()
-        self._record("epoch", plan, **progress.metrics, learning_rate=rate, seconds=round(progress.seconds, 3))
-        self._board.scalars("train", logs | {"learning_rate": rate}, progress.global_step)
+        self._record("epoch", plan, **progress.metrics, seconds=round(progress.seconds, 3))
+        self._board.scalars("train", logs, progress.global_step)
         self._board.scalars("val", validation, progress.global_step)
         self._board.flush()
         number = self._epoch(plan) - plan.first_epoch
@@ -261,6 +277,11 @@ class Trainer:
         if self._config.log.tensorboard and most:
             for images, *_ in guarded(self._streams.training(self._config.schedule.stages[0], 0, 1)):
                 self._board.images("training images", images.numpy(), 0, most)
+
+
+def make_evaluation(model: keras.Model, plan: Plan) -> Evaluation:
+    """Loss and metrics of a model that ends in the run's logits."""
+    return Evaluation(model, make_loss(plan.multi_label, 0.0), make_metrics(plan.outputs, plan.multi_label))
 
 
 __all__ = ["NumericalFault", "Progress", "Stopped", "Trainer"]
