@@ -150,7 +150,7 @@ def _for_hydra(override: Override) -> list[str]:
     key, text = str(override.key_or_group), str(override.input_line)
     if key == "experiment" and override.value() is None:
         return []  # there may be no such group
-    if not override.is_add() and not override.is_delete() and re.match(r"schedule\.stages\.\d+\.|\w+\.options\.", key):
+    if not override.is_add() and not override.is_delete() and re.match(r"schedule\.stages\.\d+\.|\w+\.options\b", key):
         text = f"++{text}" if not text.startswith("++") else text
     if not override.is_delete() and re.fullmatch(r"schedule\.stages\.\d+\.unfreeze", key):
         return [f"++{key}=null", text]

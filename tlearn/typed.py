@@ -104,7 +104,9 @@ def suggest_key(path: str) -> str:
     known = list(keys())
     generic = ".".join("0" if part.isdigit() else part for part in parent.split("."))
     beside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == generic}
-    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
+    names = {key.rpartition(".")[2] for key in known}
+    like = last if last in names else "".join(difflib.get_close_matches(last, names, n=1, cutoff=0.8))
+    elsewhere = [key for key in known if key.rpartition(".")[2] == like]
     near = [f"{parent}.{name}" if parent else name for name in difflib.get_close_matches(last, beside, n=3)]
     if near or elsewhere:
         return f"did you mean {' or '.join(near or elsewhere[:3])}?"

@@ -39,9 +39,9 @@ def check_config(config: Config) -> None:
 def _check_run(config: Config) -> Iterator[Problem]:
     if config.seed < 0:
         yield Problem("seed", f"must be 0 or more, received {config.seed}")
-    if config.deterministic not in ("auto", True, False):
+    if not _is_one_of(config.deterministic, ("auto", True, False)):
         yield Problem("deterministic", f"must be true, false or auto, received {config.deterministic!r}")
-    if config.xla not in _SWITCHES:
+    if not _is_one_of(config.xla, _SWITCHES):
         yield Problem("xla", f"must be auto, on or off, received {config.xla!r}")
     if config.name is not None and not re.fullmatch(r"[\w.+/-]{1,100}", config.name):
         yield Problem("name", f"may hold letters, digits and . + - _ / only, received {config.name!r}")
@@ -52,6 +52,8 @@ def _check_run(config: Config) -> Iterator[Problem]:
             yield Problem(f"checkpoint.every.{key}", f"must be above 0, received {value}", "null turns it off")
     if config.log.every < 1:
         yield Problem("log.every", f"must be 1 or more, received {config.log.every}")
+    if config.log.images < 0:
+        yield Problem("log.images", f"must be 0 or more, received {config.log.images}")
     yield from _fraction(config.loss.label_smoothing, "loss.label_smoothing")
 
 
@@ -120,7 +122,7 @@ def _check_stage(config: Config, stage: Stage, where: str) -> Iterator[Problem]:
         yield from check_unfreeze(stage.unfreeze, get_spec(config.backbone.name), f"{where}.unfreeze")
     own = stage.optimizer.name is not None or stage.optimizer != OptimizerConfig()
     yield from check_optimizer(stage_optimizer(config, stage), f"{where}.optimizer" if own else "optimizer")
-    if stage.xla not in (None, *_SWITCHES):
+    if not _is_one_of(stage.xla, (None, *_SWITCHES)):
         yield Problem(f"{where}.xla", f"must be auto, on or off, received {stage.xla!r}")
     if stage.label_smoothing is not None:
         yield from _fraction(stage.label_smoothing, f"{where}.label_smoothing")
@@ -140,6 +142,11 @@ def _check_classes(config: Config) -> Iterator[Problem]:
         asked = {stage.class_weights or config.loss.class_weights for stage in config.schedule.stages}
         if ClassWeights.balanced in asked:
             yield Problem("loss.class_weights", "balanced is for one label per image", "loss.class_weights=none")
+
+
+def _is_one_of(value: Any, options: tuple[Any, ...]) -> bool:
+    """Unlike ``in``, does not take 1 for true."""
+    return any(value == option and type(value) is type(option) for option in options)
 
 
 def _fraction(value: Any, where: str) -> Iterator[Problem]:

@@ -113,8 +113,14 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The resolved config the run was made with."""
-        return typed(yaml.safe_load(self.config_file.read_text(encoding="utf-8")))
+        """The resolved config the run was made with. Raises UserError when the file is damaged."""
+        try:
+            data = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(Problem(str(self.config_file), f"cannot be read: {' '.join(str(error).split())}")) from None
+        if not isinstance(data, dict):
+            raise UserError(Problem(str(self.config_file), "is damaged: it is not a mapping of config keys"))
+        return typed(data)
 
     @property
     def plan(self) -> dict[str, Any]:

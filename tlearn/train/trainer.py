@@ -75,7 +75,7 @@ class Trainer:
         self._monitor = config.checkpoint.monitor or default_monitor(plan.multi_label)
         self._progress = Progress()
         self._saved_state: dict[str, np.ndarray] | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at = self._begun_at = time.monotonic()
         self._evaluate = make_evaluation(classifier.model, plan)
         self._features = FeatureMaker(config, data, classifier, plan.stages, self._streams, terminal)
 
@@ -90,6 +90,7 @@ class Trainer:
             NumericalFault: the loss is not finite; the last good state is kept.
             DataError: an image became unreadable.
         """
+        self._begun_at = time.monotonic() - self._progress.seconds  # features are part of what a stage takes
         if self._progress.global_step == 0:
             self._show_samples()
         session = None
@@ -165,15 +166,14 @@ class Trainer:
             batches = self._streams.features(stage, features, first, last)
         validate = self._validation(session, features)
         loop = Loop(session.model, batches, xla=uses_xla(self._config, stage))
-        begin = time.monotonic() - progress.seconds
         self._begin_epoch(session, plan)
         for step, logs in guarded(loop.run(progress.step, lambda step: self._boundary(plan, step))):
             progress.global_step += step - progress.step
-            progress.step, progress.seconds = step, time.monotonic() - begin
+            progress.step, progress.seconds = step, time.monotonic() - self._begun_at
             self._after_steps(plan, logs, loop)
             if step % per_epoch == 0 or step == plan.steps:
                 self._end_epoch(session, plan, stage, logs | {"learning_rate": loop.learning_rate()}, validate)
-                progress.seconds = time.monotonic() - begin
+                progress.seconds = time.monotonic() - self._begun_at
                 if step == plan.steps or self._ends_early(plan, stage):
                     progress.step = plan.steps
                     return
