@@ -29,7 +29,7 @@ def main(path: str) -> None:
             "python -m tlearn.train experiment=pretrain_glyphs run_dir=runs/pretrain_glyphs",
             "python tools/embed_weights.py runs/pretrain_glyphs",
         ],
-        "images_seen": run.plan["steps"] * run.plan["batch_size"],
+        "images_seen": run.summary["epochs"] * run.plan["train_images"],
         "val_accuracy": run.summary["val_accuracy"],
         "packages": json.loads(run.environment_file.read_text())["packages"],
         "licence": "Apache-2.0",
