@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tlearn.config import (
     AugmentConfig,
     BackboneConfig,
+    CacheConfig,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -40,15 +41,19 @@ if TYPE_CHECKING:
     from tlearn.compose import load_config, preset
     from tlearn.data import register_source
     from tlearn.heads import register_head
+    from tlearn.network import Network, backbone, load
     from tlearn.train.api import fit, make_plan, open_run, resume
     from tlearn.train.run import Run
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Network": "tlearn.network",
     "Run": "tlearn.train.run",
+    "backbone": "tlearn.network",
     "build_backbone": "tlearn.backbones",
     "fit": "tlearn.train.api",
+    "load": "tlearn.network",
     "load_config": "tlearn.compose",
     "make_plan": "tlearn.train.api",
     "open_run": "tlearn.train.api",
@@ -62,6 +67,7 @@ _LAZY = {
 __all__ = [
     "AugmentConfig",
     "BackboneConfig",
+    "CacheConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",
@@ -70,6 +76,7 @@ __all__ = [
     "HeadConfig",
     "LogConfig",
     "LossConfig",
+    "Network",
     "OptimizerConfig",
     "Problem",
     "Run",
@@ -77,8 +84,10 @@ __all__ = [
     "Stage",
     "UserError",
     "WeightsError",
+    "backbone",
     "build_backbone",
     "fit",
+    "load",
     "load_config",
     "make_plan",
     "open_run",

@@ -11,6 +11,10 @@ from tlearn.errors import did_you_mean
 VERBS = {
     "train": ("tlearn.train.command", "train a classifier, or go on with a run"),
     "plan": ("tlearn.plan", "show what a run would do"),
+    "predict": ("tlearn.predict", "classify images, by a run or by ImageNet's classes"),
+    "extract": ("tlearn.extract", "features of images from any layer, to a file"),
+    "explain": ("tlearn.explain", "show what in a photograph speaks for a class (Grad-CAM)"),
+    "cache": ("tlearn.cache", "list, verify or clear the features kept of frozen layers"),
     "backbones": ("tlearn.backbones.__main__", "list architectures, or the layers of one"),
 }
 

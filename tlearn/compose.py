@@ -102,7 +102,7 @@ def register_schema() -> None:
             node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue  # reported when it is chosen: a broken file of one experiment must not stop the others
-        if isinstance(node, dict):
+        if isinstance(node, dict) and not _hydra_keys(node):
             folder, _, stem = f"experiment/{name}".rpartition("/")
             store.store(group=folder, name=stem, package="_global_", node=OmegaConf.create(node))
 
@@ -174,7 +174,7 @@ def _override_problems(override: Override) -> list[Problem]:
     if not key:
         return [Problem(str(override.input_line), "has no key", "write overrides as key=value")]
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        return []
+        return [Problem(key, "Hydra's own settings have no effect here", "run_dir=... names the folder of a run")]
     if override.is_sweep_override():
         return [Problem(str(override.input_line), "several values", "sweeps need -m: python -m tlearn.train -m ...")]
     if key == "experiment":
@@ -212,7 +212,16 @@ def _experiment_problems(name: str) -> list[Problem]:
         return [Problem(str(found[name]), f"cannot be read as YAML: {' '.join(str(error).split())}")]
     if not isinstance(data, dict):
         return [Problem(str(found[name]), "is not a mapping of config keys")]
-    return []
+    return [Problem(f"{found[name]}: {key}", "an experiment cannot set Hydra itself") for key in _hydra_keys(data)]
+
+
+def _hydra_keys(experiment: dict[str, Any]) -> list[str]:
+    """What of an experiment is for Hydra: its settings can name classes, which a config file must not."""
+    defaults = experiment.get("defaults")
+    chosen = [str(key) for entry in defaults or [] if isinstance(entry, dict) for key in entry]
+    chosen += [str(entry) for entry in defaults or [] if not isinstance(entry, dict)]
+    keys = [str(key) for key in experiment]
+    return [key for key in (*keys, *chosen) if re.match(r"(override\s+)?/?hydra\b", key)]
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:

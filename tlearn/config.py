@@ -177,7 +177,6 @@ class BackboneConfig:
     image_size: int | None = option(None, "side of the square input, pixels; null: the architecture's own")
     alpha: float | None = option(None, "width multiplier, MobileNets only; null: 1.0")
     depth_multiplier: int | None = option(None, "depthwise channels per input channel, MobileNet only; null: 1")
-    dropout: float | None = option(None, "dropout rate of MobileNet's own ImageNet classifier; null: 0.001")
     options: dict[str, Any] = option({}, "options of a backbone registered by a plugin")
 
 
@@ -222,7 +221,8 @@ class DataConfig:
     max_pixels: int = option(100_000_000, "images with more pixels are refused (decompression bombs)")
     on_error: OnError = option(OnError.stop, "unreadable image: stop with the list | skip and list")
     check: Check = option(
-        Check.auto, "before training: decode every image | read its header | none; auto: decode up to 20,000 images"
+        Check.auto,
+        "before training: decode each image | read its header | none; auto: decode, above 20,000 header (skip: decode)",
     )
     cache: DataCache = option(DataCache.none, "keep decoded images between epochs: none | memory")
     workers: int | None = option(None, "parallel decoding calls; null: tuned while running")
@@ -358,7 +358,9 @@ class Duration:
 class LearningRateConfig:
     """The learning rate over a stage; it starts at optimizer.learning_rate after the warm-up."""
 
-    name: LearningRateSchedule = option(LearningRateSchedule.constant, "constant|cosine|exponential|polynomial|step")
+    name: LearningRateSchedule | None = option(
+        None, "constant | cosine | exponential | polynomial | step; null: constant, in a stage the run's"
+    )
     warmup: Duration = option(Duration(), "linear warm-up from zero")
     final: float = option(0.0, "cosine, polynomial: last rate as a share of the first")
     power: float = option(1.0, "polynomial: 1 is linear")
@@ -401,13 +403,17 @@ class OptimizerConfig:
     ns_steps: int | None = option(None, "muon")
     rms_rate: float | None = option(None, "muon")
     warmup_steps: int | None = option(None, "schedule_free_adamw")
-    weight_decay: float | None = option(None, "decoupled, per step times the rate; biases and norms are skipped")
+    weight_decay: float | None = option(
+        None, "decoupled, per step times the rate; biases and norms are skipped; 0 turns an inherited one off"
+    )
     clip_norm: float | None = option(None, "clip each variable's gradient to this norm")
     clip_value: float | None = option(None, "clip each element of the gradient")
     clip_global_norm: float | None = option(None, "clip all gradients together to this norm")
     accumulate: int | None = option(None, "batches whose gradients are averaged for one update; null: 1")
     ema: float | None = option(None, "momentum of an average of the weights, used to evaluate and to save; null: off")
-    block_decay: float | None = option(None, "learning rate of each block as a share of the one above it; null: 1")
+    block_decay: float | None = option(
+        None, "learning rate of each block as a share of the one above; not of weight decay"
+    )
     schedule: LearningRateConfig = option(LearningRateConfig(), "the learning rate over the stage")
 
 

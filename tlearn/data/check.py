@@ -116,7 +116,7 @@ def check_images(
     Raises:
         DataError: with the first 20 unreadable images and their number.
     """
-    mode = _resolved(mode, source, rows)
+    mode = _resolved(mode, source, rows, on_error)
     unreadable = _missing(source, rows)
     present = np.setdiff1d(rows, [entry.row for entry in unreadable]) if unreadable else rows
     digests = np.zeros((len(present), 2), np.uint64)
@@ -135,12 +135,13 @@ def check_images(
     return CheckReport(mode, checked, tuple(unreadable), _equal_rows(present, digests))
 
 
-def _resolved(mode: Check, source: ImageSource, rows: Rows) -> Check:
+def _resolved(mode: Check, source: ImageSource, rows: Rows, on_error: OnError) -> Check:
     if mode is not Check.auto:
         return mode
     if not len(rows) or source.file(int(rows[0])) is None:
         return Check.none  # images that are made in memory do not decay on disks
-    return Check.decode if len(rows) <= AUTO_DECODES else Check.header
+    # An image that is left out must be found now: once training runs, it can only stop.
+    return Check.decode if len(rows) <= AUTO_DECODES or on_error is OnError.skip else Check.header
 
 
 def _missing(source: ImageSource, rows: Rows) -> list[Unreadable]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlearn.config import DataConfig
+from tlearn.config import Check, DataConfig
 from tlearn.data.check import CheckReport, Progress, check_images
 from tlearn.data.source import ImageSource
 from tlearn.data.sources import SOURCES
@@ -57,27 +57,50 @@ class Data:
 
 
 def load_data(config: DataConfig, *, image_size: int, seed: int, progress: Progress | None = None) -> Data:
-    """Index the images, look at them, divide them.
+    """Index the images, divide them, look at them: ``index_data``, then ``check_data``."""
+    return check_data(index_data(config, image_size=image_size, seed=seed), config, progress=progress)
+
+
+def index_data(config: DataConfig, *, image_size: int, seed: int) -> Data:
+    """Index the images and divide them. Quick: no image is opened.
 
     Args:
         config: where they are and how to divide them.
         image_size: side of the model's input, pixels; ``glyphs`` are drawn at this size.
         seed: of sources that draw their images. The division has a seed of its own, ``config.split_seed``.
-        progress: called with (images checked, images in all).
 
     Raises:
         ConfigError: unknown source, or an option that it needs is missing.
-        DataError: whatever is wrong with the images, the folder or the table.
+        DataError: whatever is wrong with the folder or the table.
     """
     source = SOURCES[config.name](config, image_size=image_size, seed=seed)
-    table = source.table
-    if not len(table):
+    if not len(source.table):
         raise DataError(Problem("data", f"there are no images in {source.where}"))
-    table = _divided(table, np.arange(len(table)), config)  # before the slow part, to fail early
-    report = check_images(source, np.arange(len(table)), mode=config.check, on_error=config.on_error, progress=progress)
+    table = _divided(source.table, np.arange(len(source.table)), config)
+    return _data(source, table, CheckReport(Check.none, 0))
+
+
+def check_data(data: Data, config: DataConfig, *, progress: Progress | None = None) -> Data:
+    """Look at the images as closely as ``config.check`` says; where some are left out, divide the others anew.
+
+    Args:
+        data: of ``index_data``, with the same config.
+        config: as there.
+        progress: called with (images checked, images in all).
+
+    Raises:
+        DataError: images that cannot be read, with ``on_error=stop``; too few that can.
+    """
+    rows = np.arange(len(data.table))
+    report = check_images(data.source, rows, mode=config.check, on_error=config.on_error, progress=progress)
+    table = data.table
     if report.unreadable:
         unreadable = np.array([entry.row for entry in report.unreadable])
-        table = _divided(source.table, np.setdiff1d(np.arange(len(table)), unreadable), config)
+        table = _divided(data.source.table, np.setdiff1d(rows, unreadable), config)
+    return _data(data.source, table, report)
+
+
+def _data(source: ImageSource, table: ImageTable, report: CheckReport) -> Data:
     rows = {split: table.rows(split) for split in (Split.train, Split.val, Split.test)}
     return Data(source, table, rows[Split.train], rows[Split.val], rows[Split.test], report)
 

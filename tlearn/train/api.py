@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
-from tlearn.config import Config
-from tlearn.data import Data, Split, load_data
+from tlearn.backbones import get_spec
+from tlearn.backbones.weights import locate_weights
+from tlearn.config import ClassWeights, Config, DataCache
+from tlearn.data import Data, PixelCache, Split, check_data, index_data
 from tlearn.errors import ConfigError, DataError, Problem, UserError, did_you_mean
 from tlearn.train.checks import check_config
 from tlearn.train.console import Terminal, plan_table
@@ -36,20 +37,24 @@ class Prepared:
     plan: Plan
 
 
-def prepare(config: Config) -> Prepared:
-    """Do everything of a run that comes before its folder and its first step.
+def prepare(config: Config, *, check_images: bool = True) -> Prepared:
+    """Do everything of a run that comes before its folder and its first step; what takes long comes last.
+
+    Args:
+        config: of the run.
+        check_images: look at the images themselves, and not only at their names.
 
     Raises:
         ConfigError, DataError, WeightsError: everything a user can mend.
     """
     check_config(config)
-    data = load_data(config.data, image_size=image_size(config), seed=config.seed)
+    data = index_data(config.data, image_size=image_size(config), seed=config.seed)
     classes = _outputs(config, data)
-    _check_metrics(config, data, classes)
+    _check_against_data(config, data, classes)
 
     prepare_process(config)
     from tlearn.train.classifier import build_classifier
-    from tlearn.train.plan import make_plan
+    from tlearn.train.plan import plan_run
 
     with contextlib.redirect_stdout(sys.stderr):  # Keras prints what it downloads; our output is for scripts
         classifier = build_classifier(
@@ -60,18 +65,23 @@ def prepare(config: Config) -> Prepared:
             multi_label=data.table.multi_label,
             precision=config.precision,
         )
-    return Prepared(config, data, classifier, make_plan(config, data, classifier))
+    plan = plan_run(config, data, classifier)
+    if check_images:
+        data = check_data(data, config.data)
+        if data.report.unreadable:
+            plan = plan_run(config, data, classifier)
+    return Prepared(config, data, classifier, plan)
 
 
 def make_plan(config: Config) -> Plan:
-    """What a run of this config would do, without doing it."""
-    return prepare(config).plan
+    """What a run of this config would do, without doing it; images are not opened."""
+    return prepare(config, check_images=False).plan
 
 
 def fit(
     config: Config,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | None = None,
     terminal: Terminal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Run:
@@ -79,7 +89,7 @@ def fit(
 
     Args:
         config: of the run.
-        overrides: what was given on the command line, recorded in the folder.
+        overrides: what was given on the command line, recorded in the folder; None: made from Python.
         terminal: where to print; by default standard error.
         should_stop: asked between steps; True saves the state and raises ``Stopped``.
 
@@ -90,11 +100,14 @@ def fit(
         UserError: before the run folder is made.
         Stopped, NumericalFault: with a state that can be resumed.
     """
+    if config.resume is not None:
+        raise ConfigError(Problem("resume", "is for the command line", f"call tlearn.resume({config.resume!r})"))
     terminal = terminal or Terminal(config.log.progress)
     prepared = prepare(config)
     run = Run.create(config)
     with run.locked():
-        run.write_inputs(config, list(overrides), manifest(prepared.data))
+        given = None if overrides is None else list(overrides)
+        run.write_inputs(_absolute(config), given, manifest(prepared.data), _weights_identity(config))
         run.write_plan(prepared.plan.as_dict())
         return _train(run, prepared, terminal, should_stop, resuming=False)
 
@@ -130,10 +143,10 @@ def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callab
     from tlearn.train.trainer import Trainer
 
     terminal.log_to(run.log_file)
-    terminal.print(f"[bold]run[/] {run.path}")
+    terminal.print(f"run {run.path}")
     terminal.print(plan_table(prepared.plan))
     for line in prepared.data.warnings():
-        terminal.print(Text(f"data: {line}"))
+        terminal.print(f"data: {line}")
     trainer = Trainer(
         run,
         prepared.config,
@@ -151,8 +164,6 @@ def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callab
 
 def image_size(config: Config) -> int:
     """Side of the model's input in pixels."""
-    from tlearn.backbones import get_spec
-
     return config.backbone.image_size or get_spec(config.backbone.name).image_size
 
 
@@ -180,14 +191,56 @@ def _outputs(config: Config, data: Data) -> int:
     return wanted or present
 
 
-def _check_metrics(config: Config, data: Data, classes: int) -> None:
-    """What decides the best weights must exist. Raises UserError."""
+def _check_against_data(config: Config, data: Data, classes: int) -> None:
+    """What can be said once the images are indexed. Raises UserError."""
     if not len(data.val):
         fix = "data.val_fraction above 0, or a val folder, or rows of the split val"
         raise DataError(Problem("data", "there are no validation images to choose the best weights by", fix))
-    monitor, names = config.checkpoint.monitor, metric_names(classes, data.table.multi_label)
+    multi_label = data.table.multi_label
+    monitor, names = config.checkpoint.monitor, metric_names(classes, multi_label)
     if monitor is not None and monitor not in names:
         raise ConfigError(Problem("checkpoint.monitor", f"no such metric {monitor!r}", did_you_mean(monitor, names)))
+    asked = {stage.class_weights or config.loss.class_weights for stage in config.schedule.stages}
+    if multi_label and ClassWeights.balanced in asked:
+        fix = "loss.class_weights=none"
+        raise ConfigError(Problem("loss.class_weights", "balanced is for one label per image", fix))
+    if config.data.cache is DataCache.memory:
+        PixelCache(len(data.table), image_size(config))  # refuses what the machine has no memory for
+
+
+def _weights_identity(config: Config) -> dict[str, Any]:
+    """Which weights a run begins with: their file and its SHA-256."""
+    backbone = config.backbone
+    file = locate_weights(
+        resolve_weights(backbone.weights),
+        get_spec(backbone.name),
+        image_size=backbone.image_size,
+        alpha=backbone.alpha,
+        depth_multiplier=backbone.depth_multiplier,
+    )
+    if file is None or not file.is_file():
+        return {"source": backbone.weights or "random"}
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"source": backbone.weights, "file": str(file), "sha256": digest}
+
+
+def _absolute(config: Config) -> Config:
+    """The config with paths that mean the same from every working directory."""
+
+    def resolved(path: str | None) -> str | None:
+        return path if path is None else str(Path(path).expanduser().resolve())
+
+    weights = config.backbone.weights
+    if weights is not None and weights not in ("imagenet", "glyphs"):
+        weights = resolved(weights)
+    return replace(
+        config,
+        run_dir=None,
+        backbone=replace(config.backbone, weights=weights),
+        data=replace(config.data, path=resolved(config.data.path), root=resolved(config.data.root)),
+        cache=replace(config.cache, dir=resolved(config.cache.dir)),
+    )
 
 
 def _check_unchanged(run: Run, prepared: Prepared) -> None:

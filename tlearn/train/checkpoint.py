@@ -66,7 +66,12 @@ def latest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
 
 
 def save_step(folder: Path, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], keep: int) -> None:
-    """Write the state of a global step, then delete all but the ``keep`` newest."""
-    save(folder / f"step-{step:010d}.npz", arrays, state)
-    for old in sorted(folder.glob("step-*.npz"))[:-keep]:
-        old.unlink()
+    """Write the state of a global step, then delete all but the ``keep`` newest.
+
+    States of later steps are deleted too: a run that was resumed before them passed over them as damaged.
+    """
+    path = folder / f"step-{step:010d}.npz"
+    save(path, arrays, state)
+    earlier = [other for other in sorted(folder.glob("step-*.npz")) if other.name <= path.name]
+    for other in set(folder.glob("step-*.npz")) - set(earlier[-keep:]):
+        other.unlink()

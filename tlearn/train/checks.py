@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tlearn.backbones import check_backbone, check_unfreeze, get_spec
-from tlearn.config import ClassWeights, Config, DataCache, Duration, OptimizerConfig, Stage
+from tlearn.config import Check, ClassWeights, Config, DataCache, Duration, OnError, OptimizerConfig, Stage
 from tlearn.data import check_augment_config, check_data_config, peek_classes
 from tlearn.errors import ConfigError, Problem, UserError
 from tlearn.heads import check_head
@@ -27,6 +28,7 @@ def check_config(config: Config) -> None:
         *check_data_config(config.data),
         *check_augment_config(config.augment),
         *_check_augment(config),
+        *_check_reading(config),
         *_check_cache(config),
         *_check_schedule(config),
     ]
@@ -37,8 +39,12 @@ def check_config(config: Config) -> None:
 
 
 def _check_run(config: Config) -> Iterator[Problem]:
-    if config.seed < 0:
-        yield Problem("seed", f"must be 0 or more, received {config.seed}")
+    for key, seed in (("seed", config.seed), ("data.split_seed", config.data.split_seed)):
+        if not 0 <= seed < 2**32:
+            yield Problem(key, f"must be 0 or more and below 2^32, received {seed}")
+    if config.run_dir is not None and Path(config.run_dir).expanduser().exists():
+        fix = "a run never overwrites another: choose another run_dir, or resume=... to go on with this one"
+        yield Problem("run_dir", f"{config.run_dir} exists", fix)
     if not _is_one_of(config.deterministic, ("auto", True, False)):
         yield Problem("deterministic", f"must be true, false or auto, received {config.deterministic!r}")
     if not _is_one_of(config.xla, _SWITCHES):
@@ -70,7 +76,6 @@ def _check_model(config: Config) -> Iterator[Problem]:
         image_size=backbone.image_size,
         alpha=backbone.alpha,
         depth_multiplier=backbone.depth_multiplier,
-        dropout=backbone.dropout,
         options=backbone.options,
     )
     head = config.head
@@ -90,6 +95,14 @@ def _check_augment(config: Config) -> Iterator[Problem]:
     if config.augment.random_resized_crop.p > 0 and config.data.cache is DataCache.memory:
         fix = "data.cache=none, or augment.random_resized_crop.p=0"
         yield Problem("data.cache", "keeps resized images, but random_resized_crop needs the whole ones", fix)
+
+
+def _check_reading(config: Config) -> Iterator[Problem]:
+    if config.data.on_error is OnError.skip and config.data.check in (Check.header, Check.none):
+        fix = "data.check=decode; once training runs, an unreadable image can only stop it"
+        yield Problem(
+            "data.on_error", f"skip needs every image decoded first, but data.check={config.data.check.value}", fix
+        )
 
 
 def _check_cache(config: Config) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ import keras
 from tlearn.backbones import Backbone, build_backbone, parse_unfreeze, trainable_layers
 from tlearn.backbones.naming import variable_keys
 from tlearn.config import BackboneConfig, BatchNorm, HeadConfig, Output, Precision, Stage
+from tlearn.errors import ConfigError, Problem
 from tlearn.heads import add_scores, build_head
 
 
@@ -75,7 +76,6 @@ def build_classifier(
             image_size=backbone.image_size,
             alpha=backbone.alpha,
             depth_multiplier=backbone.depth_multiplier,
-            dropout=backbone.dropout,
             options=backbone.options,
         )
     logits = build_head(
@@ -114,8 +114,13 @@ def unfrozen_layers(classifier: Classifier, stage: Stage, where: str = "unfreeze
     """
     chosen = trainable_layers(parse_unfreeze(stage.unfreeze, where), classifier.backbone, where)
     layers = classifier.backbone.layers
-    keeps_still = stage.batch_norm is BatchNorm.inference
-    return tuple(index for index in chosen if not (keeps_still and is_batch_norm(layers[index])))
+    if stage.batch_norm is BatchNorm.train:
+        return chosen
+    training = tuple(index for index in chosen if not is_batch_norm(layers[index]))
+    if chosen and not any(layers[index].weights for index in training):
+        fix = "set the stage's batch_norm to train, or choose other layers"
+        raise ConfigError(Problem(where, "matches batch norms only, which stay in inference mode", fix))
+    return training
 
 
 def is_batch_norm(layer: Any) -> bool:

@@ -1,34 +1,45 @@
-"""``python -m tlearn.train``: Hydra's command line around ``tlearn.train.api``."""
+"""``python -m tlearn.train``: runs, multiruns, and what Hydra shows about a config.
+
+Hydra composes and shows; it never runs anything here. Its own run mode would instantiate what a config file names.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 from tlearn.config import Config
-from tlearn.errors import ConfigError, Problem, UserError
+from tlearn.errors import ConfigError, Problem, UserError, did_you_mean
 from tlearn.quiet import import_tensorflow
 
 OK, OUR_FAULT, USER_ERROR, STOPPED, NUMERICAL_FAULT = 0, 1, 2, 3, 4
 
+_MULTIRUN = ("-m", "--multirun")
+_SHOWING = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
+_COMPLETION = ("-sc", "--shell-completion")
 _BEFORE_OVERRIDES = r"^\s*(tlearn\s+\w+|\S*python\S*\s+-m\s+tlearn\.\w+)\s*"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 finished, 2 a user's mistake, 3 stopped, 4 a numerical fault."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     try:
-        if any(argument.startswith("-") for argument in arguments):
-            return _with_hydra(arguments)
-        return _run(arguments)
+        if set(flags) & {*_SHOWING, *_COMPLETION}:
+            return _show(arguments)
+        for flag in flags:
+            if flag not in _MULTIRUN:
+                raise ConfigError(Problem(flag, "unknown flag", did_you_mean(flag, (*_MULTIRUN, *_SHOWING))))
+        overrides = [argument for argument in arguments if argument not in _MULTIRUN]
+        return _multirun(overrides) if flags else _run(overrides)
     except UserError as error:
         print_problems(error)
         return USER_ERROR
@@ -75,7 +86,7 @@ def execute(config: Config, overrides: list[str]) -> int:
     except NumericalFault as fault:
         terminal.print(f"{fault}; try a smaller learning rate, clip_global_norm=1, or precision=float32")
         return _last_line({"run": fault.run, "status": "failed", "reason": str(fault)}, NUMERICAL_FAULT)
-    terminal.print(f"[bold]run[/] {run.path}")
+    terminal.print(f"run {run.path}")
     return _last_line(run.summary, OK)
 
 
@@ -100,49 +111,54 @@ class _StopSignal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._received = True
+        os.write(2, b"\nstopping after this step and saving; once more stops at once\n")
 
 
-def _with_hydra(arguments: list[str]) -> int:
-    """Flags (``--help``, ``--cfg``, ``-m``, ``--shell-completion``, ...) are Hydra's."""
+def _show(arguments: list[str]) -> int:
+    """``--help``, ``--cfg job``, ``--info``, ``--shell-completion`` and the like: Hydra prints, nothing runs."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
 
-    from tlearn.compose import CONFIG_NAME, hydra_overrides, load_config, register_schema, sweep_jobs
+    from tlearn.compose import CONFIG_NAME, hydra_overrides, load_config, register_schema
     from tlearn.paths import shipped
 
     register_schema()
-    overrides = [text for text in arguments if text.startswith("~") or ("=" in text and not text.startswith("-"))]
-    multirun = "-m" in arguments or "--multirun" in arguments
-    if multirun:
-        _check_jobs(sweep_jobs(overrides))
-    statuses: list[int] = []
-
-    @hydra.main(version_base="1.3", config_path=str(shipped("configs")), config_name=CONFIG_NAME)
-    def job(composed: Any) -> None:
-        if multirun:
-            task = list(HydraConfig.get().overrides.task)
-            statuses.append(_in_own_process(task))
-        else:
-            from tlearn.compose import to_config
-
-            statuses.append(execute(to_config(composed), overrides))
-
-    given, program = arguments, "python -m tlearn.train"
-    if {"-sc", "--shell-completion"} & set(arguments):  # what follows those is no override
+    program, given = "python -m tlearn.train", arguments
+    if set(arguments) & set(_COMPLETION):  # what follows those is no override
         program = "tlearn"  # a shell completes words of a command; Hydra knows none that has a verb
         os.environ["COMP_LINE"] = re.sub(_BEFORE_OVERRIDES, "tlearn ", os.environ.get("COMP_LINE", ""))
     else:
-        if not multirun:
-            load_config(overrides)  # reports all problems where Hydra would stop at the first
+        overrides = [text for text in arguments if text.startswith("~") or ("=" in text and not text.startswith("-"))]
+        load_config(overrides)  # reports all problems where Hydra would stop at the first
         given = [argument for argument in arguments if argument not in overrides] + hydra_overrides(overrides)
-    with tempfile.TemporaryDirectory() as folder:  # for Hydra's own multirun.yaml: each run keeps its overrides
-        sys.argv = [program, *given, *([f"hydra.sweep.dir={folder}"] if multirun else [])]
-        job()
-    return max(statuses, default=OK)
+
+    @hydra.main(version_base="1.3", config_path=str(shipped("configs")), config_name=CONFIG_NAME)
+    def nothing(composed: Any) -> None:
+        raise AssertionError(f"Hydra was to show, not to run: {arguments}")
+
+    sys.argv = [program, *given]
+    nothing()
+    return OK
+
+
+def _multirun(overrides: list[str]) -> int:
+    """All runs of a sweep, one after the other; every one is checked before the first starts.
+
+    Returns:
+        The worst exit status. A run that was stopped ends the sweep.
+    """
+    from tlearn.compose import sweep_jobs
+
+    jobs, statuses = sweep_jobs(overrides), [OK]
+    _check_jobs(jobs)
+    for number, job in enumerate(jobs, start=1):
+        print(f"run {number} of {len(jobs)}: {' '.join(job)}", file=sys.stderr, flush=True)
+        statuses.append(_in_own_process(job))
+        if statuses[-1] == STOPPED:
+            break
+    return max(statuses)
 
 
 def _check_jobs(jobs: list[list[str]]) -> None:
-    """Check every run of a multirun before the first one starts."""
     from tlearn.compose import load_config
     from tlearn.train.checks import check_config
 
@@ -157,5 +173,27 @@ def _check_jobs(jobs: list[list[str]]) -> None:
 
 
 def _in_own_process(overrides: list[str]) -> int:
-    """A run of a multirun: TensorFlow gives memory and state back only when its process ends."""
-    return subprocess.run((sys.executable, "-m", "tlearn.train", *overrides), check=False).returncode
+    """A run of a sweep: TensorFlow gives memory and state back only when its process ends.
+
+    Returns:
+        Its exit status; 128 + n when signal n killed it.
+    """
+    with subprocess.Popen((sys.executable, "-m", "tlearn.train", *overrides)) as process, _signals_go_to(process):
+        status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While inside, this process outlives a signal that its child must answer by saving its state.
+
+    Ctrl-C reaches both from the terminal; SIGTERM is sent to one process, so it is passed on.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from tlearn.train.plan import Plan
@@ -25,7 +27,7 @@ class Terminal:
     """
 
     def __init__(self, progress: bool = True) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
         self._log: Path | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -40,7 +42,7 @@ class Terminal:
         self._console.print(*what)
         if self._log is not None:
             with open(self._log, "a", encoding="utf-8") as file:
-                Console(file=file, width=_PLAIN_WIDTH, highlight=False).print(*what)
+                Console(file=file, width=_PLAIN_WIDTH, highlight=False, markup=False).print(*what)
 
     def start_epoch(self, label: str, steps: int, done: int) -> None:
         """Begin the bar of an epoch."""
@@ -101,18 +103,22 @@ def _stage_table(plan: Plan) -> Table:
     return table
 
 
-def _feature_lines(plan: Plan) -> Table:
-    """What each stage does about the part of the model that does not change in it."""
+def _feature_lines(plan: Plan) -> Group:
+    """What each stage does about the part of the model that does not change in it, and what that saves."""
     lines = Table.grid(padding=(0, 2))
-    for stage in plan.stages:
+    for index, stage in enumerate(plan.stages):
         features = stage.features
         if features.cached:
+            when = f"once for {features.reason}" if features.views > 1 else "once"
+            if features.made_in not in (None, index):
+                when += f", together with {plan.stages[features.made_in or 0].name}"
             size = f"{features.bytes / 1e6:,.1f} MB, {features.bytes_per_image:,} bytes an image"
-            text = f"computes {', '.join(features.tensors)} once: {size}"
+            text = f"computes {', '.join(features.tensors)} {when}: {size} in {features.dtype}"
         else:
             text = f"computes all images in each epoch: {features.reason}"
-        lines.add_row(stage.name, text)
-    return lines
+        lines.add_row(stage.name, Text(text))
+    passes = f"passes over the training images: {plan.passes}"
+    return Group(lines, passes + (f" instead of {plan.epochs}" if plan.passes < plan.epochs else ""))
 
 
 def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> str:
@@ -122,4 +128,12 @@ def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> 
 
 def print_plan(plan: Plan) -> None:
     """The plan on standard output."""
-    Console(highlight=False).print(plan_table(plan))
+    Console(highlight=False, markup=False).print(plan_table(plan))
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as plain text, 80 columns wide."""
+    console = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(plan_table(plan))
+    return capture.get()

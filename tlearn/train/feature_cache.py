@@ -1,31 +1,58 @@
 """Features on disk: what the frozen part of a model makes of each image, written once and mapped into memory.
 
-An entry is a folder named after a hash of everything its content depends on. It is written beside its final name and
-renamed when it is complete, so a half-written one is never read; a CRC-32 of every file is compared on opening, so a
-damaged one is not either. Locks are those of the kernel (``flock``): they end with the process that holds them.
+    <folder>/<key>/             an entry; its key is a hash of everything that its content depends on
+        0.bin, 1.bin, ...       one array (rows, ...) for each tensor
+        meta.json               the layout, and a CRC-32 of each array
+        lock                    held by whoever uses the entry
+    <folder>/<key>.partial/     the same while it is written
+
+Three rules keep any number of processes out of each other's way, whenever one of them is killed:
+
+1. An entry gets its name by a rename once it is complete, so a half-written one is never read. The checksums are
+   compared on opening, so a damaged one is not either.
+2. Who writes holds ``lock`` alone, who reads shares it. It is a lock of the kernel (``flock``), which ends with the
+   process: what nobody holds may be deleted.
+3. Nobody waits inside a lock call: a lock is had at once or asked for again later. So there are no deadlocks, and who
+   waits can be stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
+from tlearn.config import CacheConfig
 from tlearn.train.checkpoint import write_atomic
 
 _META = "meta.json"
+_LOCK = "lock"
+_PARTIAL = ".partial"
+_OURS = re.compile(r"[0-9a-f]{32}(\.partial|\.deleted-\d+)?")  # nothing else in the folder is ever touched
 _CHUNK = 1 << 24  # bytes read at once to verify a file
+_POLL_SECONDS = 0.2
+_OPENING_SECONDS = 5.0  # whoever holds a complete entry alone renames or deletes it right now
+
+
+def cache_folder(config: CacheConfig) -> Path:
+    """Where features are kept; a relative ``cache.dir`` starts from the working directory."""
+    if config.dir is not None:
+        return Path(config.dir).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "tlearn" / "features"
 
 
 @dataclass(frozen=True)
@@ -53,25 +80,102 @@ class Layout:
         return self.rows * self.bytes_per_row
 
 
-class Features:
-    """A complete entry: one array (rows, ...) per tensor, mapped into memory."""
+@dataclass(frozen=True)
+class Entry:
+    """An entry as it is listed.
 
-    def __init__(self, folder: Path, layout: Layout, lock: IO[str]) -> None:
-        self._lock = lock  # shared, so that nobody deletes what is in use
-        self.folder = folder
+    Attributes:
+        key: its name.
+        about: what it holds, for people.
+        rows: number of images (times views).
+        bytes: of the arrays.
+        used: when it was opened last, seconds since 1970.
+    """
+
+    key: str
+    about: str
+    rows: int
+    bytes: int
+    used: float
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Features:
+    """A complete entry: one array (rows, ...) per tensor, mapped into memory. Nobody deletes it until ``close``."""
+
+    def __init__(self, layout: Layout, arrays: list[np.ndarray], lock: IO[bytes]) -> None:
         self.layout = layout
-        self._arrays = [
-            np.memmap(folder / f"{index}.bin", mode="r", dtype=layout.dtype, shape=(layout.rows, *shape))
-            for index, shape in enumerate(layout.shapes)
-        ]
+        self._arrays = arrays
+        self._lock = lock
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Features of some rows, float32 (len(rows), ...) per tensor."""
         return [np.asarray(array[rows], np.float32) for array in self._arrays]
 
+    def close(self) -> None:
+        """Let others delete the entry."""
+        self._lock.close()
+
+
+class Damaged(Exception):
+    """The files of an entry are not those that were written."""
+
+
+def _open_arrays(folder: Path, layout: Layout) -> list[np.ndarray]:
+    """Map the arrays of an entry. Raises Damaged."""
+    meta = _read_meta(folder)
+    if meta is None or _layout(meta) != layout or len(meta["crc32"]) != len(layout.shapes):
+        raise Damaged
+    arrays: list[np.ndarray] = []
+    for index, (shape, crc) in enumerate(zip(layout.shapes, meta["crc32"], strict=True)):
+        try:
+            with open(folder / f"{index}.bin", "rb") as file:
+                _verify(file, crc)
+                arrays.append(np.memmap(file, mode="r", dtype=layout.dtype, shape=(layout.rows, *shape)))
+        except (OSError, ValueError) as error:  # ValueError: the file is shorter than the array
+            raise Damaged from error
+    return arrays
+
+
+_VERIFIED: set[tuple[int, ...]] = set()
+
+
+def _verify(file: IO[bytes], expected: int) -> None:
+    """Compare the checksum of a file, once in this process for each state of it. Raises Damaged."""
+    status = os.fstat(file.fileno())
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, expected)
+    if state in _VERIFIED:
+        return
+    checksum = 0
+    while chunk := file.read(_CHUNK):
+        checksum = zlib.crc32(chunk, checksum)
+    if checksum != expected:
+        raise Damaged
+    _VERIFIED.add(state)
+
+
+def _read_meta(folder: Path) -> dict[str, Any] | None:
+    """The description of an entry; None where there is none that makes sense."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / _META).read_text())
+        _layout(meta)
+        list(map(int, meta["crc32"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return meta
+
+
+def _layout(meta: dict[str, Any]) -> Layout:
+    return Layout(int(meta["rows"]), tuple(tuple(map(int, shape)) for shape in meta["shapes"]), str(meta["dtype"]))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
 
 class Writer:
-    """Appends rows to an entry that is not published yet."""
+    """Appends rows to an entry that has no name yet."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self._layout = layout
@@ -79,32 +183,52 @@ class Writer:
         self._checksums = [0] * len(layout.shapes)
         self._files = [(folder / f"{index}.bin").open("wb") for index in range(len(layout.shapes))]
         for file, shape in zip(self._files, layout.shapes, strict=True):
-            size = layout.rows * math.prod(shape) * np.dtype(layout.dtype).itemsize
-            os.posix_fallocate(file.fileno(), 0, max(size, 1))  # a full disk shows now, not half-way
-            file.truncate(size)
+            _reserve(file, layout.rows * math.prod(shape) * np.dtype(layout.dtype).itemsize)
 
     def append(self, tensors: Sequence[np.ndarray]) -> None:
-        """Write the next rows: one array (n, ...) per tensor."""
+        """Write the next rows: one array (n, ...) per tensor. Raises OSError: no space, or too large for float16."""
         for index, (file, tensor) in enumerate(zip(self._files, tensors, strict=True)):
-            data = np.ascontiguousarray(tensor, self._layout.dtype).tobytes()
+            data = _converted(tensor, self._layout.dtype)
             self._checksums[index] = zlib.crc32(data, self._checksums[index])
             file.write(data)
         self._rows += len(tensors[0])
 
-    def finish(self, folder: Path) -> None:
+    def finish(self, folder: Path, about: str) -> None:
         """Make the files durable and describe them. Raises RuntimeError when rows are missing."""
         if self._rows != self._layout.rows:
             raise RuntimeError(f"{self._rows} of {self._layout.rows} rows were written")
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())
-        meta = asdict(self._layout) | {"crc32": self._checksums, "created": time.time()}
+        meta = {"about": about, **asdict(self._layout), "crc32": self._checksums}
         write_atomic(folder / _META, json.dumps(meta).encode())
 
     def close(self) -> None:
         """Close the files."""
         for file in self._files:
             file.close()
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take the space of a file now: a full disk shows before the work, not half-way through it."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        file.truncate(size)  # this file system cannot; it shows while writing then
+
+
+def _converted(tensor: np.ndarray, dtype: str) -> memoryview:
+    """A tensor in the dtype of the entry. Raises OSError when that cannot hold it."""
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(tensor, dtype)
+    if dtype == "float16" and np.isinf(array).sum() > np.isinf(tensor.astype(np.float32)).sum():
+        raise OSError(errno.ERANGE, "features are larger than float16 can hold: take cache.dtype=float32")
+    return array.data
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
 
 
 class FeatureCache:
@@ -115,47 +239,45 @@ class FeatureCache:
         max_bytes: size that all entries together may have; those used longest ago make room.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: float = math.inf) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
 
-    # --- reading -----------------------------------------------------------------------------------------------------
+    def has(self, key: str) -> bool:
+        """Whether there is a complete entry; only opening it tells whether it is sound."""
+        return (self.folder / key / _META).is_file() and (self.folder / key / _LOCK).is_file()
 
     def open(self, key: str, layout: Layout) -> Features | None:
-        """The entry, verified; None when there is none. A damaged or foreign one is deleted."""
-        if not (self.folder / key / _META).is_file():
-            return None
-        lock = self._lock_file(key)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if self._is_sound(key, layout):
-            os.utime(self.folder / key / _META)  # used now: last to make room
-            return Features(self.folder / key, layout, lock)
-        fcntl.flock(lock, fcntl.LOCK_EX)  # others may have looked, deleted and written anew while we waited
-        if not self._is_sound(key, layout):
-            shutil.rmtree(self.folder / key, ignore_errors=True)
-        lock.close()
-        return None
+        """The entry, verified; None when there is none. A damaged one is deleted: those who read it keep their files.
 
-    def _is_sound(self, key: str, layout: Layout) -> bool:
+        It works in a folder that cannot be written to.
+        """
+        path, give_up = self.folder / key, time.monotonic() + _OPENING_SECONDS
+        while (lock := _lock(path, fcntl.LOCK_SH)) is None:
+            if not self.has(key) or time.monotonic() > give_up:
+                return None
+            time.sleep(_POLL_SECONDS)
         try:
-            meta = json.loads((self.folder / key / _META).read_text())
-            known = Layout(meta["rows"], tuple(map(tuple, meta["shapes"])), meta["dtype"])
-            return known == layout and all(
-                _crc32(self.folder / key / f"{index}.bin") == crc for index, crc in enumerate(meta["crc32"])
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    # --- writing -----------------------------------------------------------------------------------------------------
+            features = Features(layout, _open_arrays(path, layout), lock)
+        except Damaged:
+            lock.close()
+            _discard(path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path / _META)  # used now: last to make room
+        return features
 
     @contextlib.contextmanager
-    def writing(self, key: str, layout: Layout, on_wait: Callable[[], None] = lambda: None) -> Iterator[Writer | None]:
+    def writing(
+        self, key: str, layout: Layout, about: str = "", while_waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[Writer | None]:
         """Write an entry; it is published when the block ends without an exception.
 
         Args:
-            key: name of the entry.
+            key: name of the entry, 32 hexadecimal digits.
             layout: what will be written.
-            on_wait: called when another process is writing the same entry.
+            about: what it is, for people.
+            while_waiting: called again and again while another process writes the same entry.
 
         Yields:
             The writer; None when another process has written the entry in the meantime.
@@ -163,83 +285,156 @@ class FeatureCache:
         Raises:
             OSError: no space, or no right to write.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock_file(key) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if (self.folder / key / _META).is_file():
-                yield None
-                return
+        partial = self.folder / f"{key}{_PARTIAL}"
+        lock = self._lock_partial(key, partial, while_waiting)
+        if lock is None:
+            yield None
+            return
+        try:
             self._make_room(layout.bytes)
-            partial = self.folder / f"{key}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: its lock is gone, ours is held
-            partial.mkdir()
-            try:
-                with contextlib.closing(Writer(partial, layout)) as writer:
-                    yield writer
-                    writer.finish(partial)
-                partial.rename(self.folder / key)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.closing(Writer(partial, layout)) as writer:
+                yield writer
+                writer.finish(partial, about)
+            _discard(self.folder / key)  # what is there has no description or no lock: it is no entry
+            partial.rename(self.folder / key)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.close()
 
-    def fits(self, layout: Layout) -> bool:
-        """Whether an entry may be kept at all."""
-        return layout.bytes <= self.max_bytes
+    def _lock_partial(self, key: str, partial: Path, while_waiting: Callable[[], None]) -> IO[bytes] | None:
+        """Make the folder of an entry to be written and hold its lock; None once the entry is there."""
+        while not self.has(key):
+            partial.mkdir(parents=True, exist_ok=True)
+            lock = _lock(partial, fcntl.LOCK_EX, create=True)
+            if lock is None:
+                while_waiting()
+                time.sleep(_POLL_SECONDS)
+            elif not self.has(key):
+                return lock
+            else:  # published between the two looks
+                shutil.rmtree(partial, ignore_errors=True)
+                lock.close()
+        return None
 
     def _make_room(self, needed: int) -> None:
-        """Delete entries that nobody uses, those used longest ago first, until ``needed`` more bytes are allowed."""
-        for entry in sorted(self.entries(), key=lambda entry: entry.used):
-            if needed + sum(other.bytes for other in self.entries()) <= self.max_bytes:
+        """Delete what nobody uses, what was used longest ago first, until ``needed`` more bytes are allowed.
+
+        Raises:
+            OSError: all that is left is in use.
+        """
+        self.sweep()
+        taken = self._being_written()
+        entries = sorted(self.entries(), key=lambda entry: entry.used)
+        taken += sum(entry.bytes for entry in entries)
+        for entry in entries:
+            if taken + needed <= self.max_bytes:
                 return
-            self.delete(entry.key)
+            if self.delete(entry.key):
+                taken -= entry.bytes
+        if taken + needed > self.max_bytes:
+            sizes = f"{needed / 1e9:.1f} GB more than the {taken / 1e9:.1f} GB that are in use"
+            raise OSError(errno.EDQUOT, f"{sizes} would exceed cache.max_gb")
 
     # --- looking after -----------------------------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
-        """What is in the folder, in no order."""
+        """The complete entries, in the order of their keys."""
         found = []
-        for path in self.folder.glob(f"*/{_META}"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                meta = json.loads(path.read_text())
-                layout = Layout(meta["rows"], tuple(map(tuple, meta["shapes"])), meta["dtype"])
-                found.append(Entry(path.parent.name, layout.rows, layout.bytes, path.stat().st_mtime, layout))
+        for path in self._folders(partial=False):
+            meta = _read_meta(path)
+            with contextlib.suppress(OSError):  # somebody deletes it
+                if meta is not None:
+                    layout, used = _layout(meta), (path / _META).stat().st_mtime
+                    found.append(Entry(path.name, str(meta.get("about", "")), layout.rows, layout.bytes, used))
         return found
 
     def verify(self, key: str) -> bool:
-        """Whether the files of an entry are those that were written."""
-        return any(entry.key == key and self._is_sound(key, entry.layout) for entry in self.entries())
+        """Whether the files of an entry are those that were written, read anew. Nothing is changed."""
+        path = self.folder / key
+        meta = _read_meta(path)
+        if meta is None:
+            return False
+        try:
+            _VERIFIED.clear()
+            _open_arrays(path, _layout(meta))
+        except Damaged:
+            return False
+        return True
 
     def delete(self, key: str) -> bool:
-        """Delete an entry. False when it is in use."""
-        with self._lock_file(key) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            shutil.rmtree(self.folder / key, ignore_errors=True)
-            return True
+        """Delete an entry. False when it is in use, or cannot be deleted."""
+        lock = _lock(self.folder / key, fcntl.LOCK_EX)
+        if lock is None:
+            return False
+        with lock:
+            return _discard(self.folder / key)
 
-    def _lock_file(self, key: str) -> IO[str]:
-        return (self.folder / f"{key}.lock").open("a")
+    def sweep(self) -> int:
+        """Delete what killed processes have left half-written. Returns how many."""
+        swept = 0
+        for path in self._folders(partial=True):
+            if path.name.endswith(_PARTIAL):
+                swept += self.delete(path.name)
+            else:
+                swept += _discard(path)  # killed while deleting
+        return swept
+
+    def _being_written(self) -> int:
+        """Bytes of entries that have no name yet."""
+        total = 0
+        for path in self._folders(partial=True):
+            with contextlib.suppress(OSError):
+                total += sum(file.stat().st_size for file in path.glob("*.bin"))
+        return total
+
+    def _folders(self, *, partial: bool) -> list[Path]:
+        try:
+            paths = sorted(self.folder.iterdir())
+        except OSError:
+            return []
+        matches = [(path, _OURS.fullmatch(path.name)) for path in paths]
+        return [path for path, match in matches if match and bool(match[1]) is partial]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An entry as it is listed: ``used`` is in seconds since the epoch."""
-
-    key: str
-    rows: int
-    bytes: int
-    used: float
-    layout: Layout
+# --- locks -----------------------------------------------------------------------------------------------------------
 
 
-def _crc32(path: Path) -> int:
-    checksum = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+def _lock(folder: Path, mode: int, *, create: bool = False) -> IO[bytes] | None:
+    """Hold the lock of an entry. None when another holds it, or the entry is gone."""
+    path = folder / _LOCK
+    try:
+        file = _open_lock(path, create)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file  # else the entry was renamed or deleted between the two calls
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+def _open_lock(path: Path, create: bool) -> IO[bytes]:
+    """Open for writing where that is allowed: network file systems lock nothing else exclusively."""
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666), "r+b")
+    except OSError as error:
+        if create or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return open(path, "rb")
+
+
+def _discard(folder: Path) -> bool:
+    """Take a folder's name away, then delete it: nobody sees it half deleted. False where that is not allowed."""
+    doomed = folder.with_name(f"{folder.name[:32]}.deleted-{time.monotonic_ns()}")
+    try:
+        folder.rename(doomed)
+    except OSError:
+        return False
+    shutil.rmtree(doomed, ignore_errors=True)
+    return True

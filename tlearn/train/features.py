@@ -1,38 +1,33 @@
-"""What stages keep of the frozen part: at which frontier, under which name in the cache, and how it is made."""
+"""What stages do about the part of the model that does not change in them: planned first, then made and kept."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
+from rich.text import Text
 
-from tlearn.backbones.naming import stable_names, variable_keys
-from tlearn.config import CacheConfig, CacheMode, Config
+from tlearn.backbones.naming import stable_names
+from tlearn.config import CacheMode, Config
 from tlearn.data import Data, fingerprint
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
-from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer
+from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, cache_folder
+from tlearn.train.feature_key import feature_key, indescribable, prefix_hash
 from tlearn.train.frontier import Frontier, find_frontier
 from tlearn.train.streams import EXTRACTION_BATCH, Streams, guarded
 
-# what decides how a file becomes pixels and pixels become features, besides the config
-_VERSIONS = ("tensorflow", "keras", "pillow", "albumentations", "opencv-python-headless")
+# --- planning --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """What a stage does about the part of the model that does not change in it.
+    """What a stage does about its frozen part.
 
     Attributes:
         tensors: the frontier, as ``layer 8x8x1280``.
@@ -41,6 +36,9 @@ class FeaturePlan:
         reason: why, in a few words.
         bytes_per_image: of one version of one image.
         bytes: of all that is kept for the stage.
+        dtype: that they are kept in.
+        views: how many versions of each training image there are.
+        made_in: index of the stage in whose pass over the images the features are made; None where none are kept.
     """
 
     tensors: tuple[str, ...]
@@ -49,39 +47,93 @@ class FeaturePlan:
     reason: str
     bytes_per_image: int
     bytes: int
+    dtype: str
+    views: int
+    made_in: int | None
 
 
-def plan_features(config: Config, data: Data, classifier: Classifier) -> FeaturePlan:
-    """Decide for a stage; the model is frozen as in it."""
-    frontier = find_frontier(classifier.model)
-    train, val = _layouts(config, data, frontier)
-    reason = _reason_to_stream(config, data, frontier, train, val)
-    return FeaturePlan(
-        tensors=tensor_names(classifier, frontier),
-        shapes=train.shapes,
-        cached=not reason,
-        reason=reason or f"{_views(config)} version{'s' if _views(config) > 1 else ''} of each image",
-        bytes_per_image=train.bytes_per_row,
-        bytes=train.bytes + val.bytes,
-    )
+@dataclass
+class _Pass:
+    """A pass over the images that writes the features of several stages.
+
+    Attributes:
+        stage: index of the first of them.
+        still: operations that were cold in every stage since, by id.
+        sizes: bytes for each frontier, by the ids of its tensors.
+    """
+
+    stage: int
+    still: set[int]
+    sizes: dict[tuple[int, ...], int]
 
 
-def _reason_to_stream(config: Config, data: Data, frontier: Frontier, train: Layout, val: Layout) -> str:
-    """Why features cannot be kept; empty when they can."""
-    cache, augment = config.cache, config.augment
-    if cache.mode is CacheMode.off:
-        return "cache.mode=off"
-    if not frontier.is_worthwhile:
-        return "no layer is frozen"
-    if augment.mixup or augment.cutmix or augment.rand_augment.p:
-        return "batches are mixed as pixels"
-    if is_augmented(config) and cache.views is None:
-        return "fresh augmentation (cache.views=null)"
-    if fingerprint(data.source, data.train) is None:
-        return f"data.name={config.data.name} cannot tell whether its images changed"
-    if train.bytes + val.bytes > cache.max_gb * 1e9:
-        return f"{(train.bytes + val.bytes) / 1e9:.1f} GB are more than cache.max_gb"
-    return ""
+class FeaturePlanner:
+    """Decides for one stage after the other, in their order."""
+
+    def __init__(self, config: Config, data: Data, classifier: Classifier) -> None:
+        self._config = config
+        self._data = data
+        self._classifier = classifier
+        self._stages = 0
+        self._passes: list[_Pass] = []
+        self._knows_images = fingerprint(data.source, data.train[:1]) is not None
+
+    def next_stage(self) -> FeaturePlan:
+        """Decide for the next stage; the model is frozen as in it."""
+        frontier = find_frontier(self._classifier.model)
+        train, val = _layouts(self._config, self._data, frontier)
+        reason = self._reason_to_stream(frontier, train.bytes + val.bytes)
+        views = _views(self._config)
+        plan = FeaturePlan(
+            tensors=tensor_names(self._classifier, frontier),
+            shapes=train.shapes,
+            cached=not reason,
+            reason=reason or f"{views} version{'s' if views > 1 else ''} of each training image",
+            bytes_per_image=train.bytes_per_row,
+            bytes=train.bytes + val.bytes,
+            dtype=train.dtype,
+            views=views,
+            made_in=None if reason else self._join(frontier, train.bytes + val.bytes),
+        )
+        cold = set(map(id, frontier.cold))
+        for pass_ in self._passes:
+            pass_.still &= cold
+        self._stages += 1
+        return plan
+
+    def _join(self, frontier: Frontier, size: int) -> int:
+        """The stage in whose pass these features are made: an earlier one, where nothing below changes from it on."""
+        cold, tensors = set(map(id, frontier.cold)), tuple(map(id, frontier.tensors))
+        for pass_ in self._passes:
+            sizes = pass_.sizes | {tensors: size}
+            if cold <= pass_.still and sum(sizes.values()) <= self._max_bytes:
+                pass_.sizes = sizes
+                return pass_.stage
+        self._passes.append(_Pass(self._stages, cold, {tensors: size}))
+        return self._stages
+
+    def _reason_to_stream(self, frontier: Frontier, size: int) -> str:
+        """Why features cannot be kept; empty when they can."""
+        cache, augment = self._config.cache, self._config.augment
+        if cache.mode is CacheMode.off:
+            return "cache.mode=off"
+        if not frontier.is_worthwhile:
+            return "no layer is frozen"
+        if augment.mixup or augment.cutmix or augment.rand_augment.p:
+            return "batches are mixed as pixels"
+        if is_augmented(self._config) and cache.views is None:
+            return "fresh augmentation (cache.views=null)"
+        if not self._knows_images:
+            return f"data.name={self._config.data.name} cannot tell whether its images changed"
+        if layer := indescribable(frontier):
+            return f"layer {layer} has no get_config or no source to know it by"
+        if size > self._max_bytes:
+            return f"{size / 1e9:.3g} GB are more than cache.max_gb={cache.max_gb:g}"
+        return ""
+
+    @property
+    def _max_bytes(self) -> float:
+        return self._config.cache.max_gb * 1e9
 
 
 def is_augmented(config: Config) -> bool:
@@ -94,8 +146,9 @@ def tensor_names(classifier: Classifier, frontier: Frontier) -> tuple[str, ...]:
     """The tensors by the layers that make them, the same in every process."""
     names = dict(zip(map(id, classifier.model.layers), stable_names(classifier.model.layers), strict=True))
     return tuple(
-        f"{names[id(tensor._keras_history.operation)]} {'x'.join(map(str, tensor.shape[1:]))}"
+        f"{names.get(id(maker), maker.name)} {'x'.join(map(str, tensor.shape[1:]))}"
         for tensor in frontier.tensors
+        for maker in [tensor._keras_history.operation]
     )
 
 
@@ -110,12 +163,7 @@ def _layouts(config: Config, data: Data, frontier: Frontier) -> tuple[Layout, La
     return Layout(len(data.train) * _views(config), shapes, dtype), Layout(len(data.val), shapes, dtype)
 
 
-def cache_folder(config: CacheConfig) -> Path:
-    """Where features are kept."""
-    if config.dir is not None:
-        return Path(config.dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "tlearn" / "features"
+# --- making ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +187,27 @@ class StageFeatures:
 class _Wanted:
     """An entry of the cache that a stage needs."""
 
+    split: str
     key: str
     layout: Layout
     tensors: tuple[Any, ...]
-    split: str
+    about: str
+
+
+class Interrupted(Exception):
+    """The run was asked to stop while features were made; none of them are kept."""
 
 
 class FeatureMaker:
-    """Makes the features of a run's stages, several stages' in one pass where their frozen parts allow it."""
+    """Gives each stage its features: from the cache, or made in one pass with those of later stages.
+
+    Args:
+        config, data, classifier: of the run.
+        stages: what is planned.
+        streams: where images come from.
+        terminal: where to say what is done.
+        should_stop: asked between batches of images.
+    """
 
     def __init__(
         self,
@@ -156,6 +217,7 @@ class FeatureMaker:
         stages: Sequence[Any],
         streams: Streams,
         terminal: Terminal,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._data = data
@@ -163,121 +225,156 @@ class FeatureMaker:
         self._stages = stages
         self._streams = streams
         self._terminal = terminal
-        self._cache = FeatureCache(cache_folder(config.cache), int(config.cache.max_gb * 1e9))
+        self._should_stop = should_stop
+        self._cache = FeatureCache(cache_folder(config.cache), config.cache.max_gb * 1e9)
+        self._open: dict[str, Features] = {}
 
     def stage(self, index: int) -> StageFeatures | None:
-        """Features of a stage, made now unless they are there; None where the stage streams.
+        """Features of a stage; None where it streams. Those of other stages are let go.
 
-        The model is left frozen as in that stage.
+        The variables of the model must be those that the stage begins with; it is left frozen as in that stage.
+
+        Raises:
+            Interrupted: ``should_stop`` said so.
+            DataError: an image cannot be read.
         """
         freeze(self._classifier, self._stages[index].layers)
         if not self._stages[index].features.cached:
+            self.close()
             return None
         frontier = find_frontier(self._classifier.model)
+        train, val = wanted = self._wanted(frontier)
+        self._close_all_but({train.key, val.key})
         try:
-            train, val = self._wanted(frontier)
-            kept = [self._cache.open(wanted.key, wanted.layout) for wanted in (train, val)]
-            if None in kept:
-                self._make(index, frontier)
-                kept = [self._cache.open(wanted.key, wanted.layout) for wanted in (train, val)]
+            if self._open_all(wanted):
+                self._say(f"features are in the cache: {_megabytes(wanted)}")
+            else:
+                self._make(index)
+                if not self._open_all(wanted):
+                    raise OSError("they do not stay there")
         except OSError as error:
-            self._terminal.print(f"features cannot be kept in {self._cache.folder}: {error}; the stage streams")
+            self._say(f"features cannot be kept in {self._cache.folder}: {error.strerror or error}")
+            self._say(f"stage {self._stages[index].name} computes all images in each epoch instead")
+            self.close()
             return None
-        if kept[0] is None or kept[1] is None:
-            self._terminal.print(f"features did not stay in {self._cache.folder}; the stage streams")
-            return None
-        return StageFeatures(frontier.suffix(), kept[0], kept[1], _views(self._config))
+        return StageFeatures(frontier.suffix(), self._open[train.key], self._open[val.key], _views(self._config))
 
-    def _make(self, index: int, frontier: Frontier) -> None:
-        """One pass over the images of each split, for this stage and the later ones that can share it."""
-        wanted = [*self._wanted(frontier), *self._later(index)]
+    def close(self) -> None:
+        """Let others delete what was in use."""
+        self._close_all_but(set())
+
+    def _open_all(self, wanted: Sequence[_Wanted]) -> bool:
+        """Open what is not open yet; whether everything is open now."""
+        for entry in wanted:
+            if entry.key not in self._open:
+                features = self._cache.open(entry.key, entry.layout)
+                if features is not None:
+                    self._open[entry.key] = features
+        return all(entry.key in self._open for entry in wanted)
+
+    def _close_all_but(self, keys: set[str]) -> None:
+        for key in self._open.keys() - keys:
+            self._open.pop(key).close()
+
+    def _make(self, index: int) -> None:
+        """Write what is missing for a stage, and for the later ones that are planned into the same pass."""
+        made_in = self._stages[index].features.made_in
+        together = [
+            self._wanted_by(number)
+            for number in range(index, len(self._stages))
+            if self._stages[number].features.made_in == made_in
+        ]
         freeze(self._classifier, self._stages[index].layers)
+        try:
+            self._pass_over_images([entry for stage in together for entry in stage])
+        except OSError:  # no room for all: for this stage alone there may be some
+            if len(together) == 1:
+                raise
+            self._pass_over_images(together[0])
+
+    def _pass_over_images(self, wanted: Sequence[_Wanted]) -> None:
         for split in ("train", "val"):
-            missing = {entry.key: entry for entry in wanted if entry.split == split and not self._is_there(entry)}
+            missing = {entry.key: entry for entry in wanted if entry.split == split and not self._cache.has(entry.key)}
             if missing:
-                self._extract(split, list(missing.values()))
-
-    def _later(self, index: int) -> Iterator[_Wanted]:
-        """What later cached stages need, where no stage before them changes the variables it is made from."""
-        changed = set(self._stages[index].variables)
-        for stage in self._stages[index + 1 :]:
-            freeze(self._classifier, stage.layers)
-            if stage.features.cached:
-                frontier = find_frontier(self._classifier.model)
-                below = variable_keys(frontier.prefix().layers) if stage.layers else {}
-                if stage.layers and not changed & set(self._keys_of(below.values())):
-                    yield from self._wanted(frontier)
-            changed |= set(stage.variables)
-
-    def _keys_of(self, variables: Any) -> list[str]:
-        keys = {id(variable): key for key, variable in self._classifier.variables().items()}
-        return [keys[id(variable)] for variable in variables]
-
-    def _is_there(self, entry: _Wanted) -> bool:
-        features = self._cache.open(entry.key, entry.layout)
-        return features is not None
-
-    def _extract(self, split: str, entries: list[_Wanted]) -> None:
-        """One pass over the images of a split that writes all entries."""
-        rows = self._data.train if split == "train" else self._data.val
-        views = _views(self._config) if split == "train" and is_augmented(self._config) else 0
-        tensors = {id(tensor): tensor for entry in entries for tensor in entry.tensors}
-        infer = _inference(self._classifier.model, list(tensors.values()))
-        size = sum(entry.layout.bytes for entry in entries) / 1e6
-        self._terminal.print(f"features of {len(rows):,} {split} images: {size:,.1f} MB in one pass")
-        passes = math.ceil(len(rows) / EXTRACTION_BATCH) * max(views, 1)
-        with self._writers(entries) as writers:
-            self._terminal.start_epoch(f"features of {split} images", passes, 0)
-            for done, (images, _) in enumerate(guarded(self._streams.extraction(rows, views)), start=1):
-                values = dict(zip(tensors, infer(images), strict=True))
-                for entry, writer in writers:
-                    writer.append([values[id(tensor)].numpy() for tensor in entry.tensors])
-                self._terminal.step(done, "")
+                with self._writers(list(missing.values())) as writers:
+                    self._extract(split, writers)
 
     @contextlib.contextmanager
     def _writers(self, entries: list[_Wanted]) -> Iterator[list[tuple[_Wanted, Writer]]]:
-        """Open the entries for writing, in one order in all processes, so that none waits for another in a circle."""
+        """Open entries for writing, in one order in all processes, so that none waits for another in a circle."""
+        waits = False
 
-        def waits() -> None:
-            self._terminal.print("waiting for another process that makes the same features")
+        def while_waiting() -> None:
+            nonlocal waits
+            if not waits:
+                self._say("another process is making the same features: waiting for them")
+            waits = True
+            self._stop_if_asked()
 
         with contextlib.ExitStack() as stack:
             writers = []
             for entry in sorted(entries, key=lambda entry: entry.key):
-                writer = stack.enter_context(self._cache.writing(entry.key, entry.layout, waits))
+                writer = stack.enter_context(self._cache.writing(entry.key, entry.layout, entry.about, while_waiting))
                 if writer is not None:
                     writers.append((entry, writer))
-            try:
-                yield writers
-            finally:
-                self._terminal.end_epoch()
+            yield writers
+
+    def _extract(self, split: str, writers: list[tuple[_Wanted, Writer]]) -> None:
+        """One pass over the images of a split that writes all entries."""
+        if not writers:
+            return
+        rows = self._rows(split)
+        views = _views(self._config) if self._is_changed(split) else 0
+        tensors = {id(tensor): tensor for entry, _ in writers for tensor in entry.tensors}
+        infer = _inference(self._classifier.model, list(tensors.values()))
+        self._say(f"features of {len(rows):,} {split} images: {_megabytes([entry for entry, _ in writers])}, one pass")
+        steps = math.ceil(len(rows) / EXTRACTION_BATCH) * max(views, 1)
+        self._terminal.start_epoch(f"features of {split} images", steps, 0)
+        try:
+            for done, (images, _) in enumerate(guarded(self._streams.extraction(rows, views)), start=1):
+                self._stop_if_asked()
+                values = dict(zip(tensors, infer(images), strict=True))
+                for entry, writer in writers:
+                    writer.append([values[id(tensor)].numpy() for tensor in entry.tensors])
+                self._terminal.step(done, "")
+        finally:
+            self._terminal.end_epoch()
+
+    # --- what a stage needs ------------------------------------------------------------------------------------------
+
+    def _wanted_by(self, index: int) -> tuple[_Wanted, _Wanted]:
+        """Entries of a stage, given that its prefix has its variables already."""
+        freeze(self._classifier, self._stages[index].layers)
+        return self._wanted(find_frontier(self._classifier.model))
 
     def _wanted(self, frontier: Frontier) -> tuple[_Wanted, _Wanted]:
+        prefix = prefix_hash(self._classifier, frontier)
         train, val = _layouts(self._config, self._data, frontier)
-        return (
-            _Wanted(self._key(frontier, "train", train), train, frontier.tensors, "train"),
-            _Wanted(self._key(frontier, "val", val), val, frontier.tensors, "val"),
-        )
+        return self._entry("train", frontier, prefix, train), self._entry("val", frontier, prefix, val)
 
-    def _key(self, frontier: Frontier, split: str, layout: Layout) -> str:
-        """A hash of everything the features depend on."""
-        config, data = self._config, self._config.data
-        rows = self._data.train if split == "train" else self._data.val
-        ingredients: dict[str, Any] = {
-            "images": fingerprint(self._data.source, rows),
-            "image_size": self._classifier.backbone.image_size,
-            "reading": [data.resize.value, data.crop_fraction, data.interpolation.value],
-            "frontier": tensor_names(self._classifier, frontier),
-            "prefix": _weights_hash(frontier.prefix()),
-            "backbone": self._classifier.backbone.spec.name,
-            "layout": asdict(layout),
-            "precision": config.precision.value,
-            "versions": {name: version(name) for name in _VERSIONS},
-        }
-        if split == "train" and is_augmented(config):
-            ingredients |= {"augment": asdict(config.augment), "seed": config.seed, "views": _views(config)}
-        text = json.dumps(ingredients, sort_keys=True, default=lambda value: value.value)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+    def _entry(self, split: str, frontier: Frontier, prefix: str, layout: Layout) -> _Wanted:
+        config, backbone = self._config, self._classifier.backbone
+        augment = config.augment if self._is_changed(split) else None
+        key = feature_key(
+            self._data.source, self._rows(split), config.data, prefix, layout, augment=augment, seed=config.seed
+        )
+        tensors = ", ".join(tensor_names(self._classifier, frontier))
+        about = f"{backbone.spec.name} {backbone.image_size} px, {config.data.name} {split}: {tensors}"
+        return _Wanted(split, key, layout, frontier.tensors, about)
+
+    def _rows(self, split: str) -> Any:
+        return self._data.train if split == "train" else self._data.val
+
+    def _is_changed(self, split: str) -> bool:
+        """Whether the images of a split are changed at random."""
+        return split == "train" and is_augmented(self._config)
+
+    def _say(self, text: str) -> None:
+        self._terminal.print(Text(text))  # not as markup: a path may hold brackets
+
+    def _stop_if_asked(self) -> None:
+        if self._should_stop():
+            raise Interrupted
 
 
 def _inference(model: keras.Model, tensors: list[Any]) -> Any:
@@ -286,9 +383,5 @@ def _inference(model: keras.Model, tensors: list[Any]) -> Any:
     return tf.function(lambda images: tf.nest.flatten(prefix(images, training=False)), reduce_retracing=True)
 
 
-def _weights_hash(prefix: keras.Model) -> str:
-    digest = hashlib.sha256()
-    for key, variable in variable_keys(prefix.layers).items():
-        digest.update(key.encode())
-        digest.update(np.ascontiguousarray(variable).tobytes())
-    return digest.hexdigest()
+def _megabytes(entries: Sequence[_Wanted]) -> str:
+    return f"{sum(entry.layout.bytes for entry in entries) / 1e6:,.1f} MB"

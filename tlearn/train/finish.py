@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -37,7 +39,7 @@ def finish(
     final, matrix = _evaluate(evaluate, validation, "val", plan)
     if test is not None:
         final |= _evaluate(evaluate, test, "test", plan)[0]
-    classifier.finished(config.head.output).save(run.model_file)
+    _save_model(run, classifier.finished(config.head.output))
     summary = {
         "run": str(run.path),
         "status": "finished",
@@ -58,9 +60,16 @@ def finish(
     return summary
 
 
+def _save_model(run: Run, model: keras.Model) -> None:
+    """Write the model under its name only when it is whole."""
+    partial = run.path / ".partial.keras"
+    model.save(partial)
+    os.replace(partial, run.model_file)
+
+
 def _evaluate(evaluate: Evaluation, batches: tf.data.Dataset, split: str, plan: Plan) -> tuple[Logs, Any]:
     """Metrics with the split's name before theirs, and the confusion matrix; None for multi-label data."""
-    values, logits, targets = evaluate(batches)
+    values, logits, targets = evaluate.with_outputs(batches)
     named = {f"{split}_{name}": value for name, value in values.items()}
     if plan.multi_label:
         return named, None

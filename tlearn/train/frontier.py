@@ -102,19 +102,26 @@ def is_still(operation: Any) -> bool:
     """Whether an operation has nothing to train and does in training what it does in inference."""
     if not isinstance(operation, keras.layers.Layer):
         return True  # an operation of keras.ops: it has no state
-    if operation.trainable_variables or operation.losses:
-        return False
+    if operation.trainable_variables or operation.losses or operation.activity_regularizer:
+        return False  # a loss of what a layer gives counts even where nothing below it trains
     if len(operation.variables) > len(operation.weights):
         return False  # it draws random numbers: the state of a seed is a variable but no weight
     if isinstance(operation, keras.layers.BatchNormalization):
         return not operation.trainable  # the flag decides whether it uses the batch's own statistics
-    moves = operation.trainable and bool(operation.non_trainable_variables)
-    return not moves and (type(operation).__module__.startswith("keras.") or not _asks_for_training(operation))
+    if isinstance(operation, keras.layers.SpectralNormalization):
+        return False  # it goes on estimating the norm even when frozen
+    return is_of_keras(operation) or not _may_differ_in_training(operation)
 
 
-def _asks_for_training(layer: Any) -> bool:
-    """Whether a user's own layer may behave differently while training."""
-    return "training" in inspect.signature(layer.call).parameters
+def is_of_keras(operation: Any) -> bool:
+    """Whether Keras itself defines an operation; else a user does."""
+    return type(operation).__module__.partition(".")[0] == "keras"
+
+
+def _may_differ_in_training(layer: Any) -> bool:
+    """Of a user's own layer: it can see that it trains, or it keeps variables that may move."""
+    moves = layer.trainable and bool(layer.non_trainable_variables)
+    return moves or "training" in inspect.signature(layer.call).parameters
 
 
 def _producers(model: keras.Model) -> list[Any]:

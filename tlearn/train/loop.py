@@ -126,19 +126,23 @@ class Evaluation:
 
         self._step = step
 
-    def __call__(self, batches: tf.data.Dataset) -> tuple[Logs, list[Any], list[Any]]:
-        """Evaluate.
+    def __call__(self, batches: tf.data.Dataset) -> Logs:
+        """The metrics by name over batches of (images, targets)."""
+        for metric in self._metrics:
+            metric.reset_state()
+        for images, targets in batches:
+            self._step(images, targets)
+        return self._results()
 
-        Args:
-            batches: (images, targets).
-
-        Returns:
-            The metrics by name, and the logits and targets of each batch as arrays.
-        """
+    def with_outputs(self, batches: tf.data.Dataset) -> tuple[Logs, list[Any], list[Any]]:
+        """The metrics, and the logits and targets of each batch as arrays, all of them in memory."""
         for metric in self._metrics:
             metric.reset_state()
         logits, targets = [], []
         for images, truth in batches:
             logits.append(self._step(images, truth).numpy())
             targets.append(truth.numpy())
-        return {metric.name: float(metric.result()) for metric in self._metrics}, logits, targets
+        return self._results(), logits, targets
+
+    def _results(self) -> Logs:
+        return {metric.name: float(metric.result()) for metric in self._metrics}

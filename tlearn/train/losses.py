@@ -21,19 +21,22 @@ def make_loss(multi_label: bool, label_smoothing: float) -> keras.losses.Loss:
     return kind(from_logits=True, label_smoothing=label_smoothing)
 
 
-def make_metrics(classes: int, multi_label: bool) -> list[keras.metrics.Metric]:
+def make_metrics(classes: int, multi_label: bool, labels: int) -> list[keras.metrics.Metric]:
     """Metrics against (batch, classes) targets.
 
     Single label: ``accuracy`` (top-1), and ``top5`` where there are more than five classes. Multi-label: ``accuracy``
-    of the single decisions, and ``auc``, the area under the ROC curve, mean over classes.
+    of the single decisions, and ``auc``, the area under the ROC curve, mean over the labels that some images have and
+    some have not; both over the labels of the data only.
+
+    Args:
+        classes: outputs of the model.
+        multi_label: whether an image may have any number of labels.
+        labels: how many of the outputs, from the first, the data knows.
     """
     import keras
 
     if multi_label:
-        return [
-            keras.metrics.BinaryAccuracy("accuracy", threshold=0.0),
-            keras.metrics.AUC(name="auc", multi_label=True, num_labels=classes, from_logits=True),
-        ]
+        return _multi_label_metrics(labels)
     metrics: list[keras.metrics.Metric] = [keras.metrics.CategoricalAccuracy("accuracy")]
     if classes > TOP_K:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(TOP_K, name="top5"))
@@ -44,6 +47,33 @@ def metric_names(classes: int, multi_label: bool) -> tuple[str, ...]:
     """What an epoch records: loss and metrics of the training images, and of the validation images with ``val_``."""
     own = ("loss", "accuracy", "auc") if multi_label else ("loss", "accuracy", *(("top5",) if classes > TOP_K else ()))
     return (*own, *(f"val_{name}" for name in own))
+
+
+def _multi_label_metrics(labels: int) -> list[keras.metrics.Metric]:
+    import keras
+    from keras import ops
+
+    class Accuracy(keras.metrics.BinaryAccuracy):
+        def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+            super().update_state(y_true[:, :labels], y_pred[:, :labels], sample_weight)
+
+    class MeanAUC(keras.metrics.AUC):
+        def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+            super().update_state(y_true[:, :labels], y_pred[:, :labels], sample_weight)
+
+        def result(self) -> Any:
+            positives = self.true_positives + self.false_negatives  # (thresholds, labels)
+            negatives = self.false_positives + self.true_negatives
+            recall = ops.divide_no_nan(self.true_positives, positives)
+            fallout = ops.divide_no_nan(self.false_positives, negatives)
+            areas = ops.sum((fallout[:-1] - fallout[1:]) * (recall[:-1] + recall[1:]) / 2, axis=0)
+            judged = ops.cast((positives[0] > 0) & (negatives[0] > 0), areas.dtype)
+            return ops.divide_no_nan(ops.sum(areas * judged), ops.sum(judged))
+
+    return [
+        Accuracy("accuracy", threshold=0.0),
+        MeanAUC(name="auc", multi_label=True, num_labels=labels, from_logits=True),
+    ]
 
 
 def default_monitor(multi_label: bool) -> str:
@@ -57,9 +87,10 @@ def smaller_is_better(metric: str) -> bool:
 
 
 def as_targets(labels: Any, classes: int) -> Any:
-    """Labels to float32 targets (batch, classes): class numbers become one-hot, vectors stay, both padded to width."""
+    """Labels to float32 targets (..., classes): integers become one-hot, float vectors stay, both padded to width."""
     import tensorflow as tf
 
-    if labels.dtype.is_integer and labels.shape.rank == 1:
+    if labels.dtype.is_integer:
         return tf.one_hot(labels, classes)
-    return tf.pad(tf.cast(labels, tf.float32), [[0, 0], [0, classes - labels.shape[-1]]])
+    missing = classes - labels.shape[-1]
+    return tf.pad(tf.cast(labels, tf.float32), [*[[0, 0]] * (labels.shape.rank - 1), [0, missing]])

@@ -66,7 +66,18 @@ def stage_optimizer(config: Config, stage: Stage) -> OptimizerConfig:
     unset = OptimizerConfig()
     names = [field.name for field in dataclasses.fields(own)]
     changed = {name: getattr(own, name) for name in names if getattr(own, name) != getattr(unset, name)}
+    changed["schedule"] = _stage_schedule(config.optimizer.schedule, own.schedule)
     return dataclasses.replace(config.optimizer, **changed)
+
+
+def _stage_schedule(run: LearningRateConfig, stage: LearningRateConfig) -> LearningRateConfig:
+    """A stage that names a schedule has that one; else the run's, with what the stage sets of it."""
+    if stage.name is not None:
+        return stage
+    unset = LearningRateConfig()
+    names = [field.name for field in dataclasses.fields(stage)]
+    changed = {name: getattr(stage, name) for name in names if getattr(stage, name) != getattr(unset, name)}
+    return dataclasses.replace(run, **changed)
 
 
 def own_options(optimizer: OptimizerConfig) -> dict[str, Any]:
@@ -199,7 +210,9 @@ def _with_factors(kind: Any, factors: Mapping[str, float]) -> Any:
 
     class PerVariableRate(kind):
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-            super().update_step(gradient, variable, learning_rate * factors.get(variable.path, 1.0))
+            # what comes in is TensorFlow's own variable, which has no path
+            path = self._trainable_variables[self._get_variable_index(variable)].path
+            super().update_step(gradient, variable, learning_rate * factors.get(path, 1.0))
 
     return PerVariableRate
 
@@ -222,7 +235,7 @@ def learning_rate(
     rest = max(1, steps - warmup)
     every = in_steps(schedule.every, **lengths) or max(1, -(-rest // 3))
     match schedule.name:
-        case LearningRateSchedule.constant:
+        case LearningRateSchedule.constant | None:
             base: Any = None
         case LearningRateSchedule.cosine:
             base = schedules.CosineDecay(peak, rest, alpha=schedule.final)
@@ -265,6 +278,9 @@ def carry_slots(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer
     """
     theirs = {variable.path: variable for variable in old.variables}
     copied = 0
+    if new.use_ema:  # Keras starts an average at the first iteration, which is over
+        for trained, average in zip(new._trainable_variables, new._model_variables_moving_average, strict=True):
+            average.assign(trained)
     for variable in new.variables:
         source = theirs.get(variable.path)
         if source is not None and source.shape == variable.shape and not variable.path.endswith("learning_rate"):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlearn.config import ClassWeights, Config, Duration, Stage
+from tlearn.config import ClassWeights, Config, Duration, LearningRateSchedule, Stage
 from tlearn.data import Data, Split
 from tlearn.train.classifier import Classifier, freeze, unfrozen_layers
-from tlearn.train.features import FeaturePlan, plan_features
+from tlearn.train.features import FeaturePlan, FeaturePlanner
 from tlearn.train.optimizers import in_steps, own_options, stage_optimizer
 
 
@@ -80,12 +80,24 @@ class Plan:
         """Length of the run in epochs; a stage that ends within one counts it."""
         return sum(stage.epochs for stage in self.stages)
 
+    @property
+    def passes(self) -> int:
+        """How often the training images go through the frozen part of the model; without a cache, ``epochs`` times."""
+        made = {stage.features.made_in: stage.features.views for stage in self.stages if stage.features.cached}
+        return sum(made.values()) + sum(stage.epochs for stage in self.stages if not stage.features.cached)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for ``plan.json``."""
         return dataclasses.asdict(self)
 
+    def __str__(self) -> str:
+        """What ``python -m tlearn.plan`` prints."""
+        from tlearn.train.console import plan_text
 
-def make_plan(config: Config, data: Data, classifier: Classifier) -> Plan:
+        return plan_text(self)
+
+
+def plan_run(config: Config, data: Data, classifier: Classifier) -> Plan:
     """Resolve a config against the data and the built model.
 
     Leaves the model frozen as in the last stage.
@@ -96,10 +108,11 @@ def make_plan(config: Config, data: Data, classifier: Classifier) -> Plan:
     table = data.table
     steps_per_epoch = math.ceil(len(data.train) / config.data.batch_size)
     stages: list[StagePlan] = []
+    features = FeaturePlanner(config, data, classifier)
     for index, stage in enumerate(config.schedule.stages):
         first_epoch = stages[-1].first_epoch + stages[-1].epochs if stages else 0
         where = f"schedule.stages.{index}.unfreeze"
-        stages.append(_plan_stage(config, stage, data, classifier, steps_per_epoch, first_epoch, where))
+        stages.append(_plan_stage(config, stage, classifier, features, steps_per_epoch, first_epoch, where))
     backbone = classifier.backbone
     return Plan(
         backbone=backbone.spec.name,
@@ -122,7 +135,13 @@ def make_plan(config: Config, data: Data, classifier: Classifier) -> Plan:
 
 
 def _plan_stage(
-    config: Config, stage: Stage, data: Data, classifier: Classifier, steps_per_epoch: int, first_epoch: int, where: str
+    config: Config,
+    stage: Stage,
+    classifier: Classifier,
+    features: FeaturePlanner,
+    steps_per_epoch: int,
+    first_epoch: int,
+    where: str,
 ) -> StagePlan:
     backbone = classifier.backbone
     layers = unfrozen_layers(classifier, stage, where)
@@ -143,7 +162,7 @@ def _plan_stage(
         epochs=math.ceil(steps / steps_per_epoch),
         first_epoch=first_epoch,
         optimizer=describe_optimizer(config, stage),
-        features=plan_features(config, data, classifier),
+        features=features.next_stage(),
         notes=tuple(_stage_notes(config, stage, steps)),
     )
 
@@ -175,7 +194,7 @@ def describe_optimizer(config: Config, stage: Stage) -> str:
     for key in ("weight_decay", "clip_norm", "clip_value", "clip_global_norm", "accumulate", "ema", "block_decay"):
         if getattr(optimizer, key) is not None:
             words.append(f"{key}={getattr(optimizer, key)}")
-    if optimizer.schedule.name.value != "constant":
+    if optimizer.schedule.name not in (None, LearningRateSchedule.constant):
         words.append(optimizer.schedule.name.value)
     warmup = {k: v for k, v in dataclasses.asdict(optimizer.schedule.warmup).items() if v is not None}
     words += [f"warm-up {value:g} {unit}" for unit, value in warmup.items()]

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
 from tlearn.train.checkpoint import write_atomic
 from tlearn.train.run import Run
@@ -76,7 +75,7 @@ def write_report(
     if matrix is not None:
         lines += ["", "## Validation", "", f"![confusion matrix]({run.confusion_file.name})", ""]
         lines += _class_rows(matrix, classes)
-    lines += ["", "## Repeat", "", "```", f"python -m tlearn.train {' '.join(_overrides(run))}".rstrip(), "```", ""]
+    lines += ["", "## Repeat", "", "```", _command(run), "```", ""]
     write_atomic(run.report_file, "\n".join(lines).encode())
     return pictures
 
@@ -102,8 +101,13 @@ def _class_rows(matrix: np.ndarray, classes: Sequence[str]) -> list[str]:
     return rows
 
 
-def _overrides(run: Run) -> list[str]:
-    return [shlex.quote(text) for text in yaml.safe_load(run.overrides_file.read_text(encoding="utf-8"))]
+def _command(run: Run) -> str:
+    """What makes another run like this one."""
+    overrides = run.overrides
+    if overrides is None:  # it was made from Python
+        return f"tlearn.fit(dataclasses.replace(tlearn.open_run({str(run.path)!r}).config, run_dir=None))"
+    kept = [shlex.quote(text) for text in overrides if not text.startswith("run_dir=")]
+    return " ".join(["python -m tlearn.train", *kept])
 
 
 def _cell(value: Any) -> str:
@@ -119,5 +123,5 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", bbox_inches="tight")
     return buffer.getvalue()

@@ -93,11 +93,13 @@ class Run:
             raise UserError(Problem(str(path), "is not a run folder: it has no config.yaml"))
         return run
 
-    def write_inputs(self, config: Config, overrides: list[str], manifest: Mapping[str, Any]) -> None:
+    def write_inputs(
+        self, config: Config, overrides: list[str] | None, manifest: Mapping[str, Any], weights: Mapping[str, Any]
+    ) -> None:
         """Write what the run is made from: everything needed to repeat it."""
         write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
         write_atomic(self.overrides_file, yaml.safe_dump(overrides).encode())
-        self._write_json(self.environment_file, environment())
+        self._write_json(self.environment_file, environment() | {"weights": weights})
         self._write_json(self.manifest_file, manifest)
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
@@ -123,6 +125,12 @@ class Run:
         return typed(data)
 
     @property
+    def overrides(self) -> list[str] | None:
+        """What was given on the command line; None for a run made from Python."""
+        overrides: list[str] | None = yaml.safe_load(self.overrides_file.read_text(encoding="utf-8"))
+        return overrides
+
+    @property
     def plan(self) -> dict[str, Any]:
         """The plan as plain data."""
         return _read_json(self.plan_file)
@@ -144,7 +152,8 @@ class Run:
         """Every record of ``metrics.jsonl``, in order."""
         if not self.metrics_file.is_file():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may have cut off the last one
 
     def epochs(self) -> list[dict[str, Any]]:
         """The records of finished epochs."""
@@ -188,6 +197,8 @@ def resolve_weights(weights: str | None) -> str | None:
     if not path.is_dir():
         return str(path)
     run = Run(path)
+    if run.model_file.is_file():
+        return str(run.model_file)  # the best weights or the last, as the run's checkpoint.final chose
     if not run.best_file.is_file():
         fix = "wait for its first epoch to end, or name a weights file"
         raise ConfigError(Problem("backbone.weights", f"{weights} is a folder without checkpoints/best.npz", fix))
@@ -217,10 +228,31 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": packages,
         "platform": platform.platform(),
-        "machine": platform.machine(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
+        "devices": _devices(),
         "git": _git_state(),
     }
+
+
+def _processor() -> str:
+    """Model of the processor, as the system names it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _devices() -> list[str]:
+    """What TensorFlow may run on, such as ``CPU`` or ``GPU: NVIDIA A100``."""
+    import tensorflow as tf
+
+    found = []
+    for device in tf.config.list_physical_devices():
+        name = tf.config.experimental.get_device_details(device).get("device_name")
+        found.append(f"{device.device_type}: {name}" if name else device.device_type)
+    return found
 
 
 def _git_state() -> dict[str, Any] | None:

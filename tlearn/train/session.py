@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlearn.config import Config, Stage
+from tlearn.config import Config, Precision, Stage
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.losses import make_loss, make_metrics
 from tlearn.train.optimizers import build_optimizer, carry_slots, stage_optimizer
@@ -53,7 +53,8 @@ class Session:
         if carried is not None and carried.name != settings.name:
             carried = None
         if first_iteration is None:
-            first_iteration = int(carried.iterations) if carried is not None else 0
+            # not `iterations`: with accumulate that counts updates, while schedules are asked by batches
+            first_iteration = int(carried._iterations) if carried is not None else 0
         self.model = model or classifier.model
         self._whole = classifier.model
         self.first_iteration = first_iteration
@@ -65,14 +66,16 @@ class Session:
             first_iteration=first_iteration,
             factors=block_factors(classifier, settings.block_decay),
         )
-        self._compile(plan, _label_smoothing(config, stage))
+        self._compile(plan, _label_smoothing(config, stage), scaled=config.precision is Precision.mixed_float16)
         if carried is not None:
             carry_slots(carried, self.optimizer)
 
-    def _compile(self, plan: Plan, label_smoothing: float) -> None:
+    def _compile(self, plan: Plan, label_smoothing: float, *, scaled: bool) -> None:
         """Compile, and make all variables now: a checkpoint may have values for them."""
         loss = make_loss(plan.multi_label, label_smoothing)
-        self.model.compile(self.optimizer, loss, metrics=make_metrics(plan.outputs, plan.multi_label))
+        # Keras scales losses where the model itself has the policy; here its layers have.
+        optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer) if scaled else self.optimizer
+        self.model.compile(optimizer, loss, metrics=make_metrics(plan.outputs, plan.multi_label, len(plan.classes)))
         self.model.optimizer.build(self.model.trainable_variables)  # not ours but its wrapper under mixed_float16
         targets = tf.one_hot([0], plan.outputs)
         logits = tf.zeros_like(targets)
@@ -92,7 +95,7 @@ class Session:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
-    def _variables(self) -> list[Any]:
+    def _variables(self) -> list[Any]:  # the model's weights first: see restore_weights
         return [*self._whole.variables, *self.model.optimizer.variables, *self.model.metrics_variables]
 
     @contextmanager
@@ -111,6 +114,19 @@ class Session:
         """Make the averaged weights the model's own, where the optimizer keeps an average."""
         if self.optimizer.use_ema:
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
+
+
+def restore_weights(classifier: Classifier, state: Mapping[str, np.ndarray]) -> None:
+    """Take up the model's weights alone: what a stage keeps of its frozen part depends on the stages before.
+
+    Raises ValueError when the state is that of another model.
+    """
+    variables = classifier.model.variables
+    values = [state[key] for key in sorted(state)[: len(variables)]]
+    if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
+        raise ValueError("the saved state is that of another model")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def block_factors(classifier: Classifier, decay: float | None) -> dict[str, float]:

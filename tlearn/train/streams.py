@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 EXTRACTION_BATCH = 32
 """Images in one call of the frozen part: fixed, so that features do not depend on a run's batch size."""
 
-_AHEAD = 64  # batches of features prepared ahead: they are small, and the steps on them are fast
+_CHUNK_STEPS = 64  # steps whose features are read at once, where they are small
+_CHUNK_BYTES = 1 << 24  # and where they are not; a few times this is in memory at a time
+_AHEAD = 8  # steps that are cut out of what was read before they are needed
 
 
 class Streams:
@@ -65,29 +67,68 @@ class Streams:
 
         Order, targets and weights are those of ``training``; epoch e takes view e modulo the number of views.
         """
-        data, table = self._data, self._data.table
-        order = EpochOrder(np.arange(len(data.train)), self._config.data.batch_size, self._config.seed)
+        images = len(self._data.train)
+        order = EpochOrder(np.arange(images), self._config.data.batch_size, self._config.seed)
 
-        def load(step: int) -> tuple[np.ndarray, ...]:
-            epoch, positions = order.batch(step)
-            labels = table.labels[data.train[positions]].astype(np.float32 if table.multi_label else np.int32)
-            view = epoch % features.views
-            return (*features.train.take(positions + view * len(data.train)), labels)
+        def read(steps: range) -> tuple[np.ndarray, ...]:
+            batches = [order.batch(step) for step in steps]
+            positions = np.stack([positions for _, positions in batches])
+            views = np.array([[epoch % features.views] for epoch, _ in batches])
+            return (*features.train.take(positions + views * images), self._labels(self._data.train[positions]))
 
-        batches = tf.data.Dataset.range(start, stop).map(self._loading(load, features.train.layout))
-        return batches.map(self._targets(stage)).prefetch(_AHEAD)
+        steps = _chunks(start, stop, self._plan.steps_per_epoch, self._steps_at_once(features.train.layout))
+        return self._feature_batches(steps, read, features.train.layout, self._targets(stage))
 
     def validation_features(self, features: StageFeatures) -> tf.data.Dataset:
         """Features of the validation images in place of ``evaluation``."""
-        rows, table, size = self._data.val, self._data.table, self._config.data.batch_size
+        images, size = len(self._data.val), self._config.data.batch_size
 
-        def load(step: int) -> tuple[np.ndarray, ...]:
-            positions = np.arange(step * size, min((step + 1) * size, len(rows)))
-            labels = table.labels[rows[positions]].astype(np.float32 if table.multi_label else np.int32)
-            return (*features.val.take(positions), labels)
+        def read(steps: range) -> tuple[np.ndarray, ...]:
+            positions = np.stack([np.arange(step * size, min((step + 1) * size, images)) for step in steps])
+            return (*features.val.take(positions), self._labels(self._data.val[positions]))
 
-        steps = tf.data.Dataset.range(math.ceil(len(rows) / size))
-        return steps.map(self._loading(load, features.val.layout)).map(self._targets(None)).prefetch(_AHEAD)
+        count = math.ceil(images / size)
+        steps = _chunks(0, count, count, self._steps_at_once(features.val.layout))
+        return self._feature_batches(steps, read, features.val.layout, self._targets(None))
+
+    def _feature_batches(
+        self,
+        chunks: np.ndarray,
+        read: Callable[[range], tuple[np.ndarray, ...]],
+        layout: Layout,
+        targets: Callable[..., Any],
+    ) -> tf.data.Dataset:
+        """Batches of features; a call of Python costs more than a small step, so one call reads many steps.
+
+        Args:
+            chunks: int (n, 2), the steps to read at once, from first to before last.
+            read: gives the features (steps, batch, ...) per tensor, and labels, of some steps.
+            layout: of the features.
+            targets: (features, labels) to what a step takes.
+        """
+        table = self._data.table
+        dtypes = [*[tf.float32] * len(layout.shapes), tf.float32 if table.multi_label else tf.int32]
+
+        def load(begin: Any, end: Any) -> Any:
+            *tensors, labels = tf.numpy_function(
+                lambda begin, end: read(range(begin, end)), [begin, end], dtypes, stateful=False
+            )
+            for tensor, shape in zip(tensors, layout.shapes, strict=True):
+                tensor.set_shape([None, None, *shape])
+            labels.set_shape([None, None, len(table.classes)] if table.multi_label else [None, None])
+            return targets(tuple(tensors), labels)
+
+        steps = tf.data.Dataset.from_tensor_slices((chunks[:, 0], chunks[:, 1]))
+        return steps.map(load).prefetch(2).unbatch().prefetch(_AHEAD)
+
+    def _labels(self, rows: np.ndarray) -> np.ndarray:
+        table = self._data.table
+        labels: np.ndarray = table.labels[rows].astype(np.float32 if table.multi_label else np.int32)
+        return labels
+
+    def _steps_at_once(self, layout: Layout) -> int:
+        """So many that they are worth a call, so few that their features do not fill the memory."""
+        return max(1, min(_CHUNK_STEPS, _CHUNK_BYTES // (self._config.data.batch_size * layout.bytes_per_row)))
 
     def extraction(self, rows: Any, views: int) -> tf.data.Dataset:
         """(images, labels) of the rows once, in order; with ``views`` above 0 once in each of the augmented views."""
@@ -100,22 +141,6 @@ class Streams:
                 view_batches(self._data.source, rows, seed=config.seed, epoch=view, augment=config.augment, **reading)
             )
         return functools.reduce(lambda first, second: first.concatenate(second), passes)
-
-    def _loading(self, load: Callable[[int], tuple[np.ndarray, ...]], layout: Layout) -> Any:
-        """A step number to (features, labels), by one call of Python."""
-        table, classes = self._data.table, len(self._data.table.classes)
-        label_dtype, label_shape = (tf.float32, [None, classes]) if table.multi_label else (tf.int32, [None])
-
-        def tensors(step: Any) -> Any:
-            *features, labels = tf.numpy_function(
-                load, [step], [*[tf.float32] * len(layout.shapes), label_dtype], stateful=False
-            )
-            for feature, shape in zip(features, layout.shapes, strict=True):
-                feature.set_shape([None, *shape])
-            labels.set_shape(label_shape)
-            return tuple(features), labels
-
-        return tensors
 
     def _reading(self) -> dict[str, Any]:
         data = self._config.data
@@ -142,6 +167,20 @@ class Streams:
             return inputs, targets, tf.linalg.matvec(targets, weights)
 
         return weighted
+
+
+def _chunks(start: int, stop: int, per_epoch: int, most: int) -> np.ndarray:
+    """Parts of the steps start..stop-1, int64 (n, 2): at most ``most`` steps, and batches of one size, in each.
+
+    The last batch of an epoch may be smaller than the others, so it is a part of its own.
+    """
+    chunks = []
+    while start < stop:
+        left = per_epoch - start % per_epoch
+        end = min(stop, start + min(max(left - 1, 1), most))
+        chunks.append((start, end))
+        start = end
+    return np.array(chunks, np.int64).reshape(-1, 2)
 
 
 def guarded(batches: Iterable[Any]) -> Iterator[Any]:

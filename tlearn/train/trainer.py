@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint
 from tlearn.train.classifier import Classifier
 from tlearn.train.console import Terminal, metrics_line
-from tlearn.train.features import FeatureMaker, StageFeatures
+from tlearn.train.features import FeatureMaker, Interrupted, StageFeatures
 from tlearn.train.finish import finish
 from tlearn.train.logs import MetricsLog, TensorBoardLog
 from tlearn.train.loop import Evaluation, Logs, Loop, NumericalFault
@@ -24,7 +25,7 @@ from tlearn.train.losses import default_monitor, make_loss, make_metrics, smalle
 from tlearn.train.plan import Plan, StagePlan
 from tlearn.train.progress import Progress
 from tlearn.train.run import Run
-from tlearn.train.session import Session, uses_xla
+from tlearn.train.session import Session, restore_weights, uses_xla
 from tlearn.train.streams import Streams, guarded
 
 _SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
@@ -77,7 +78,7 @@ class Trainer:
         self._saved_state: dict[str, np.ndarray] | None = None
         self._saved_at = self._begun_at = time.monotonic()
         self._evaluate = make_evaluation(classifier.model, plan)
-        self._features = FeatureMaker(config, data, classifier, plan.stages, self._streams, terminal)
+        self._features = FeatureMaker(config, data, classifier, plan.stages, self._streams, terminal, should_stop)
 
     def run(self) -> dict[str, Any]:
         """Train through all stages from where the run stands, and finish the folder.
@@ -103,6 +104,7 @@ class Trainer:
         finally:
             self._terminal.end_epoch()
             self._board.close()
+            self._features.close()
         return finish(
             self._run,
             self._config,
@@ -127,7 +129,9 @@ class Trainer:
         plan, progress, state = self._plan.stages[index], self._progress, self._saved_state
         if progress.stage != index:
             progress.enter(index)
-        features = self._features.stage(index)
+        if state is not None:
+            self._restore(lambda: restore_weights(self._classifier, state))  # what is kept below is made from them
+        features = self._features_of(index) if progress.step < plan.steps else None
         session = Session(
             self._classifier,
             self._config,
@@ -139,21 +143,27 @@ class Trainer:
         )
         progress.first_iteration = session.first_iteration
         if state is not None:
-            self._restore(session, state)
-        self._terminal.print(f"[bold]stage {plan.name}[/]: {plan.parameters:,} parameters, {plan.optimizer}")
+            self._restore(lambda: session.restore(state))
+            self._saved_state = None
+        self._terminal.print(f"stage {plan.name}: {plan.parameters:,} parameters, {plan.optimizer}")
         if progress.step < plan.steps:
             self._run_steps(session, plan, self._config.schedule.stages[index], features)
         session.finalize()
         self._save(session)
         return session
 
-    def _restore(self, session: Session, state: dict[str, np.ndarray]) -> None:
+    def _features_of(self, index: int) -> StageFeatures | None:
         try:
-            session.restore(state)
+            return self._features.stage(index)
+        except Interrupted:
+            raise Stopped(self._run) from None  # what is saved already is all there is
+
+    def _restore(self, take_up: Callable[[], None]) -> None:
+        try:
+            take_up()
         except ValueError as error:
             fix = "resume with the versions the run was made with (environment.json), or start anew"
             raise UserError(Problem(str(self._run.path), str(error), fix)) from None
-        self._saved_state = None
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -210,9 +220,9 @@ class Trainer:
     def _validation(self, session: Session, features: StageFeatures | None) -> Callable[[], Logs]:
         """Loss and metrics of the validation images, from their features where these are kept."""
         if features is None:
-            return lambda: self._evaluate(self._streams.evaluation(self._data.val))[0]
+            return lambda: self._evaluate(self._streams.evaluation(self._data.val))
         evaluate = make_evaluation(session.model, self._plan)
-        return lambda: evaluate(self._streams.validation_features(features))[0]
+        return lambda: evaluate(self._streams.validation_features(features))
 
     def _end_epoch(
         self, session: Session, plan: StagePlan, stage: Stage, logs: Logs, validate: Callable[[], Logs]
@@ -223,6 +233,8 @@ class Trainer:
         progress.epochs += 1
         with session.averaged():
             validation = validate()
+            if not math.isfinite(validation["loss"]):
+                raise self._fault(session)
             progress.metrics = logs | {f"val_{name}": value for name, value in validation.items()}
             is_best = progress.judge(
                 progress.metrics[self._monitor],
@@ -267,9 +279,14 @@ class Trainer:
         return every.epochs is not None and ended and progress.epochs % every.epochs == 0
 
     def _save(self, session: Session) -> None:
-        keep, step = self._config.checkpoint.keep, self._progress.global_step
-        checkpoint.save_step(self._run.checkpoints, step, session.state(), asdict(self._progress), keep)
+        keep, step, state = self._config.checkpoint.keep, self._progress.global_step, session.state()
+        if not all(np.isfinite(array).all() for array in state.values() if array.dtype.kind == "f"):
+            raise self._fault(session)  # the loss of the last step was finite still, the weights it left are not
+        checkpoint.save_step(self._run.checkpoints, step, state, asdict(self._progress), keep)
         self._saved_at = time.monotonic()
+
+    def _fault(self, session: Session) -> NumericalFault:
+        return NumericalFault(self._progress.step, float(np.asarray(session.model.optimizer.learning_rate)))
 
     def _show_samples(self) -> None:
         """The first training images as the model sees them."""
@@ -281,7 +298,9 @@ class Trainer:
 
 def make_evaluation(model: keras.Model, plan: Plan) -> Evaluation:
     """Loss and metrics of a model that ends in the run's logits."""
-    return Evaluation(model, make_loss(plan.multi_label, 0.0), make_metrics(plan.outputs, plan.multi_label))
+    return Evaluation(
+        model, make_loss(plan.multi_label, 0.0), make_metrics(plan.outputs, plan.multi_label, len(plan.classes))
+    )
 
 
 __all__ = ["NumericalFault", "Progress", "Stopped", "Trainer"]

@@ -1,0 +1,333 @@
+"""Runs that keep features end where runs that compute every image every time end."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tlearn.train.feature_cache import FeatureCache
+from tlearn.train.trainer import Stopped
+
+FRESH = ("augment.horizontal_flip.p=0.5", "augment.affine.p=0.7")
+UP_AND_DOWN = (  # trains a part of what the last stage freezes, and of what the first froze
+    "schedule.stages=["
+    "{name: head, unfreeze: none, epochs: 1},"
+    "{name: low, unfreeze: {layers: low_.*}, epochs: 1, optimizer: {name: sgd, learning_rate: 0.1}},"
+    "{name: again, unfreeze: none, epochs: 2},"
+    "{name: top, unfreeze: {last_blocks: 1}, epochs: 1}]",
+)
+FORGETFUL = (  # the last stage's features depend on what the first trained
+    "schedule.stages=["
+    "{name: all, unfreeze: all, epochs: 1, batch_norm: train, optimizer: {name: sgd, learning_rate: 0.1}},"
+    "{name: head, unfreeze: none, epochs: 3}]",
+)
+
+
+def off(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    return (*overrides, "cache.mode=off")
+
+
+# --- every schedule, several families --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settled(tmp_path: Path) -> Callable[..., tuple[str, ...]]:
+    """``settled("resnet50", 32)``: overrides for a backbone whose random weights give features of ordinary size.
+
+    Fresh batch norms do nothing in inference, and features of twenty layers of random convolutions are nearly nothing.
+    """
+    import keras
+
+    from tlearn.backbones import build_backbone
+    from tlearn.backbones.weights import save_weights_npz
+
+    def settle(name: str, side: int, alpha: float | None = None) -> tuple[str, ...]:
+        keras.utils.set_random_seed(1)
+        backbone = build_backbone(name, weights=None, image_size=side, alpha=alpha)
+        for layer in backbone.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = 0.0
+        images = np.random.default_rng(2).integers(0, 256, (16, side, side, 3)).astype(np.float32)
+        backbone.model()(images, training=True)
+        save_weights_npz(tmp_path / "settled.npz", backbone.layers)
+        weights = f"backbone.weights={tmp_path / 'settled.npz'}"
+        return (f"backbone.name={name}", f"backbone.image_size={side}", f"backbone.alpha={alpha or 'null'}", weights)
+
+    return settle
+
+
+def assert_equivalent(train: Callable[..., Any], overrides: tuple[str, ...], eagerly: bool = True) -> Any:
+    """Train both ways; give back the run that kept features."""
+    cached = train(*overrides, eagerly=eagerly)
+    streamed = train(*off(overrides), eagerly=eagerly)
+    assert any(stage.features.cached for stage in cached.plan.stages)
+    assert not any(stage.features.cached for stage in streamed.plan.stages)
+    moved = train(*overrides, "schedule.stages.0.optimizer.name=sgd", "seed=3", eagerly=eagerly)
+    assert cached.furthest_from(moved) > 1e-3, "the comparison would find nothing"
+    assert cached.furthest_from(streamed) < 1e-5
+    return cached
+
+
+EPOCHS = {"frozen": 1, "two_stage": 2, "gradual": 4, "full": 2}
+
+
+@pytest.mark.parametrize("schedule", EPOCHS)
+def test_every_schedule_on_mobilenet(train: Callable[..., Any], schedule: str) -> None:
+    """Largest difference of any weight after two epochs in each stage: below 1e-5; measured: see SHOW below."""
+    epochs = [f"schedule.stages.{stage}.epochs=2" for stage in range(EPOCHS[schedule])]
+    mobilenet = ("backbone=embedded", "backbone.image_size=32", f"schedule={schedule}", *epochs)
+    cached = assert_equivalent(train, mobilenet)
+    assert cached.passes == 1
+    assert cached.plan.passes == {"frozen": 1, "two_stage": 1, "gradual": 1, "full": 1 + 2}[schedule]
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "alpha"),
+    [
+        ("mobilenet_v2", 32, 0.35),
+        pytest.param("resnet50", 32, None, marks=pytest.mark.slow),
+        pytest.param("densenet121", 32, None, marks=pytest.mark.slow),
+    ],
+)
+def test_two_stages_of_other_families(
+    train: Callable[..., Any], settled: Callable[..., Any], name: str, side: int, alpha: float | None
+) -> None:
+    """Largest difference of any weight after an epoch in each stage: below 1e-5; measured: see SHOW below."""
+    epochs = ("schedule=two_stage", "schedule.stages.0.epochs=1", "schedule.stages.1.epochs=1")
+    assert_equivalent(train, (*settled(name, side, alpha), *epochs))
+
+
+# --- the tiny network ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [UP_AND_DOWN, FORGETFUL], ids=["up and down", "forgetful"])
+def test_stages_that_change_what_others_freeze(train: Callable[..., Any], schedule: tuple[str, ...]) -> None:
+    """Features are made of the weights that a stage begins with, not of those that the run began with."""
+    cached = train(*schedule)
+    streamed = train(*off(schedule))
+    assert cached.furthest_from(streamed) < 1e-5
+    made_in = [stage.features.made_in for stage in cached.plan.stages]
+    assert made_in == ([0, None, 2, 2] if schedule is UP_AND_DOWN else [None, 1])
+    assert cached.passes == (2 if schedule is UP_AND_DOWN else 1)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_views_are_those_of_the_streamed_run(train: Callable[..., Any], views: int) -> None:
+    """With as many versions of each image, from the same seed: largest difference below 1e-5."""
+    overrides = (*FRESH, f"cache.views={views}", "schedule.stages.0.epochs=4")
+    cached, streamed = train(*overrides), train(*off(overrides))
+    assert cached.plan.stages[0].features.views == views
+    assert cached.plan.passes == views
+    assert cached.furthest_from(streamed) < 1e-5
+    other = train(*FRESH, f"cache.views={views + 1}", "schedule.stages.0.epochs=4")
+    assert cached.furthest_from(other) > 1e-4, "the views differ from each other"
+
+
+def test_weights_of_classes_and_several_labels(train: Callable[..., Any]) -> None:
+    overrides = ("loss.class_weights=balanced", "head.classes=5", "schedule.stages.0.epochs=2")
+    assert train(*overrides).furthest_from(train(*off(overrides))) < 1e-5
+
+
+def test_dropout_in_the_head_goes_on(train: Callable[..., Any]) -> None:
+    overrides = ("head.name=mlp", "head.units=[8]", "head.dropout=0.5", "schedule.stages.0.epochs=2")
+    assert train(*overrides).furthest_from(train(*off(overrides))) < 1e-5
+
+
+def test_float16_is_near(train: Callable[..., Any]) -> None:
+    half = train("cache.dtype=float16", "schedule.stages.0.epochs=2")
+    exact = train("schedule.stages.0.epochs=2")
+    assert half.plan.stages[0].features.bytes * 2 == exact.plan.stages[0].features.bytes
+    assert 0 < half.furthest_from(exact) < 1e-3
+
+
+def test_mixed_precision(train: Callable[..., Any]) -> None:
+    overrides = ("precision=mixed_bfloat16", "schedule=two_stage", "schedule.stages.0.epochs=1")
+    overrides = (*overrides, "schedule.stages.1.epochs=1", "schedule.stages.1.unfreeze.last_blocks=1")
+    cached, streamed = train(*overrides), train(*off(overrides))
+    assert cached.passes == 1
+    assert cached.furthest_from(streamed) < 1e-2  # 8 bits of precision in the top block
+
+
+def test_the_number_of_steps_read_at_once_changes_nothing(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tlearn.train import streams
+
+    overrides = ("schedule.stages.0.epochs=5", "data.batch_size=4")  # the last batch of each epoch is smaller
+    expected = train(*overrides)
+    for most in (1, 2, 3):
+        monkeypatch.setattr(streams, "_CHUNK_STEPS", most)
+        assert train(*overrides).furthest_from(expected) == 0
+    monkeypatch.setattr(streams, "_CHUNK_BYTES", 1)
+    assert train(*overrides).furthest_from(expected) == 0
+
+
+# --- used again ------------------------------------------------------------------------------------------------------
+
+
+def test_another_run_uses_them_again(train: Callable[..., Any], tmp_path: Path) -> None:
+    first = train("cache.dir=kept")
+    assert first.passes == 1
+    assert (tmp_path / "kept").is_dir(), "a relative folder starts where the command does"
+    second = train("cache.dir=kept", "head.dropout=0.5", "optimizer.name=sgd", "data.batch_size=5")
+    assert second.passes == 0
+    assert "features are in the cache" in second.said
+    assert train("cache.dir=other").passes == 1
+
+
+def test_damaged_features_are_made_anew(train: Callable[..., Any], tmp_path: Path) -> None:
+    expected = train("cache.dir=kept")
+    largest = max((tmp_path / "kept").glob("*/0.bin"), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[100] ^= 64
+    largest.write_bytes(data)
+    again = train("cache.dir=kept")
+    assert again.passes == 1
+    assert again.furthest_from(expected) == 0
+
+
+# --- where they cannot be kept ---------------------------------------------------------------------------------------
+
+
+def test_too_little_room_is_planned_for(train: Callable[..., Any]) -> None:
+    schedule = ("schedule=two_stage", "schedule.stages.0.epochs=1", "schedule.stages.1.epochs=1")
+    whole = train(*schedule)
+    sizes = [stage.features.bytes for stage in whole.plan.stages]
+    assert sizes[0] < sizes[1]
+    small = train(*schedule, f"cache.max_gb={sizes[0] * 1.01e-9}", "cache.dir=small")
+    assert [stage.features.cached for stage in small.plan.stages] == [True, False]
+    assert "more than cache.max_gb" in small.plan.stages[1].features.reason
+    assert small.furthest_from(whole) < 1e-5
+    # room for each, but not for both at once: two passes, and the first makes room for the second
+    tight = train(*schedule, f"cache.max_gb={sizes[1] * 1.01e-9}", "cache.dir=tight")
+    assert [stage.features.made_in for stage in tight.plan.stages] == [0, 1]
+    assert tight.plan.passes == tight.passes == 2
+    assert tight.furthest_from(whole) == 0
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/features", "/proc/features"])
+def test_a_folder_that_cannot_be_written_to(train: Callable[..., Any], folder: str) -> None:
+    expected = train(*off(()), "schedule.stages.0.epochs=1")
+    run = train(f"cache.dir={folder}", "schedule.stages.0.epochs=1")
+    assert f"features cannot be kept in {folder}" in run.said
+    assert "stage head computes all images in each epoch instead" in run.said
+    assert run.furthest_from(expected) == 0
+
+
+def test_a_disk_that_fills_up_half_way(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tlearn.train.feature_cache import Writer
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Writer, "append", full)
+    run = train("cache.dir=full", "schedule.stages.0.epochs=1")
+    assert "No space left on device" in run.said
+    assert list(Path("full").iterdir()) == []
+
+
+def test_room_for_the_stage_but_not_for_later_ones(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the pass is made for the stage alone."""
+    schedule = ("schedule=two_stage", "schedule.stages.0.epochs=1", "schedule.stages.1.epochs=1")
+    expected = train(*schedule)
+    original = FeatureCache._make_room
+    refused = []
+
+    def once(self: FeatureCache, needed: int) -> None:
+        if needed > 10_000 and not refused:
+            refused.append(needed)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, needed)
+
+    monkeypatch.setattr(FeatureCache, "_make_room", once)
+    run = train(*schedule, "cache.dir=other")
+    assert refused
+    assert run.passes == 2
+    assert run.furthest_from(expected) == 0
+
+
+def test_an_unreadable_image_ends_the_run_and_leaves_nothing(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tlearn.data import ArraySource, UnreadableImage
+
+    original = ArraySource.read
+
+    def read(self: ArraySource, row: int) -> Any:
+        if row == 7:
+            raise UnreadableImage("seven.jpg", "is broken")
+        return original(self, row)
+
+    monkeypatch.setattr(ArraySource, "read", read)
+    with pytest.raises(UnreadableImage, match=r"seven.jpg"):
+        train("cache.dir=kept")
+    assert list(Path("kept").iterdir()) == []
+
+
+# --- stopped and resumed ---------------------------------------------------------------------------------------------
+
+
+def stop_after(count: int) -> Callable[[], bool]:
+    """Says stop when it was asked so often."""
+    asked = iter(range(10**9))
+    return lambda: next(asked) >= count
+
+
+def stopped(train: Callable[..., Any], *overrides: str, should_stop: Callable[[], bool]) -> Path:
+    with pytest.raises(Stopped) as caught:
+        train(*overrides, should_stop=should_stop)
+    return Path(caught.value.run)
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["cache kept", "cache deleted"])
+@pytest.mark.parametrize("schedule", [UP_AND_DOWN, FORGETFUL], ids=["up and down", "forgetful"])
+def test_resumed_inside_a_cached_stage(train: Callable[..., Any], schedule: tuple[str, ...], forgets: bool) -> None:
+    """To the same weights, bit for bit, though the weights that the features are made of were trained before."""
+    every_step = (*schedule, "log.every=1", "cache.dir=kept")
+    expected = train(*every_step)
+    first, last = expected.plan.stages[0].steps, expected.plan.steps
+    for step in (first + 1, last - 2):
+        # asked twice after each step, and once for each batch of images on their way to features
+        path = stopped(train, *every_step, should_stop=at_step(step))
+        if forgets:
+            shutil.rmtree("kept")
+        resumed = train(*every_step, resume=path)
+        assert resumed.furthest_from(expected) == 0
+
+
+def at_step(step: int) -> Callable[[], bool]:
+    """Says stop once the newest run has recorded a global step."""
+
+    def asked() -> bool:
+        newest = max(Path().glob("run*"), key=lambda path: int(path.name[3:]))
+        lines = (newest / "metrics.jsonl").read_text() if (newest / "metrics.jsonl").is_file() else ""
+        return f'"global_step": {step},' in lines
+
+    return asked
+
+
+def test_stopped_while_features_are_made(train: Callable[..., Any]) -> None:
+    expected = train()
+    path = stopped(train, "cache.dir=kept", should_stop=lambda: True)
+    assert list(Path("kept").iterdir()) == []
+    resumed = train("cache.dir=kept", resume=path)
+    assert resumed.passes == 2, "one of them was stopped"
+    assert resumed.furthest_from(expected) == 0
+
+
+def test_resumed_where_features_cannot_be_kept(train: Callable[..., Any]) -> None:
+    """The optimizer's state fits the whole model as well as the suffix."""
+    schedule = ("schedule.stages.0.unfreeze.last_blocks=2", "schedule.stages.0.epochs=4", "log.every=1")
+    expected = train(*schedule)
+    path = stopped(train, *schedule, "cache.dir=kept", should_stop=at_step(6))
+    shutil.rmtree("kept")
+    Path("kept").write_text("no folder")
+    resumed = train(*schedule, "cache.dir=kept", resume=path)
+    assert "features cannot be kept" in resumed.said
+    assert resumed.furthest_from(expected) < 1e-5

@@ -1,0 +1,107 @@
+"""A network and pictures so small that a whole run takes seconds, for tests of what training does."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PLUGIN = Path(__file__).parent / "plugin"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features are kept in the user's cache folder: a private one, here and in subprocesses."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny_plugin() -> Iterator[None]:
+    """The names of plugin/tiny_plugin.py, in this process; forgotten after the file."""
+    from tlearn.backbones import SPECS
+    from tlearn.data import SOURCES
+    from tlearn.heads import HEADS
+
+    registries = (SPECS, HEADS, SOURCES)
+    before = [dict(registry._added) for registry in registries]
+    runpy.run_path(str(PLUGIN / "tiny_plugin.py"))
+    yield
+    for registry, added in zip(registries, before, strict=True):
+        registry._added = added
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run folders are made in the working directory; the command takes over the signals of its process."""
+    monkeypatch.chdir(tmp_path)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def plugin_env() -> dict[str, str | None]:
+    """Environment of a subprocess that knows the names of the plugin."""
+    root = PLUGIN.parent.parent.parent
+    return {"TLEARN_PLUGINS": "tiny_plugin", "PYTHONPATH": os.pathsep.join([str(root), str(PLUGIN)])}
+
+
+TINY = (
+    "backbone.name=tiny",
+    "backbone.weights=null",
+    "backbone.alpha=null",
+    "backbone.image_size=16",
+    "data.name=stripes",
+    "data.batch_size=8",
+    "log.tensorboard=false",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides of a run over 48 training and 12 validation pictures in 6 steps an epoch."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """``tiny_config("seed=2")``: that run's config, with more overrides."""
+    from tlearn.compose import load_config
+
+    return lambda *overrides: load_config([*TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def tiny_fit(tiny_config: Callable[..., Any]) -> Callable[..., Any]:
+    """``tiny_fit("seed=2")`` trains it and gives the run."""
+    from tlearn.train.api import fit
+
+    return lambda *overrides, **keywords: fit(tiny_config(*overrides), **keywords)
+
+
+def draw_folder(root: Path, classes: tuple[str, ...] = ("ant", "bee", "cat"), each: int = 6, side: int = 16) -> Path:
+    """A folder of class folders with small pictures, each its own."""
+    random = np.random.default_rng(3)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(each):
+            pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of three classes with six pictures each."""
+    return draw_folder(tmp_path / "pictures")

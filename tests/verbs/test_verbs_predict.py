@@ -1,0 +1,210 @@
+"""``tlearn.predict``: right classes, three formats, and what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tlearn
+from tlearn.predict import main
+from tlearn.train.run import Run
+
+
+def accepted(text: str) -> set[int]:
+    first, _, last = text.partition("-")
+    return set(range(int(first), int(last) + 1)) if last else {int(part) for part in text.split(",")}
+
+
+def test_mobilenet_knows_the_labelled_photographs(assets: Path, keras_home: Path, run_cli: Callable[..., Any]) -> None:
+    """The figures of the assets' README, measured there with plain Keras."""
+    arguments = ["--backbone", "mobilenet", "--alpha", "0.25", "--format", "json", assets / "open-photos"]
+    found = json.loads(run_cli("predict", *arguments).assert_ok().stdout)
+    by_name = {Path(entry["path"]).name: entry["top"] for entry in found}
+    with (assets / "open-photos" / "labels.tsv").open(encoding="utf-8") as file:
+        wanted = {
+            row["file"]: accepted(row["accepted_imagenet_indices"]) for row in csv.DictReader(file, delimiter="\t")
+        }
+    assert len(wanted) == 16
+    assert sum(by_name[name][0]["index"] in right for name, right in wanted.items()) == 14
+    assert sum(any(guess["index"] in right for guess in by_name[name]) for name, right in wanted.items()) == 16
+    best = by_name["skimage_chelsea.png"][0]
+    assert (best["index"], best["wordnet"], best["label"]) == (285, "n02124075", "Egyptian cat")
+
+
+def test_a_run_predicts_what_its_saved_model_does(digits_run: Path) -> None:
+    """The network is built anew with the arrays of model.keras: it must be the model Keras itself loads."""
+    network = tlearn.load(digits_run)
+    images = np.random.default_rng(1).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    expected = Run.open(digits_run).model().predict(images, verbose=0)
+    np.testing.assert_allclose(network(images), expected, rtol=1e-5, atol=1e-6)
+    assert network.classes == tuple("0123456789")
+    assert network.run is not None
+    for prediction, row in zip(network.predict(images, top=3), expected, strict=True):
+        assert [guess.index for guess in prediction.top] == list(np.argsort(-row, kind="stable")[:3])
+        assert prediction.top[0].probability == pytest.approx(row.max(), abs=1e-5)
+
+
+def test_a_run_with_several_labels(labels_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Probabilities of each label by itself, though the run saves logits; read as its config says; a GeM head."""
+    network = tlearn.load(labels_run)
+    assert network.multi_label
+    assert network.reading.resize is tlearn.config.Resize.pad
+    table = labels_run.parent / "0.png"
+    logits = (
+        Run.open(labels_run)
+        .model()
+        .predict(network.reading.square(np.asarray(Image.open(table).convert("RGB")))[None], verbose=0)
+    )
+    (prediction,) = network.predict(table)
+    expected = 1 / (1 + np.exp(-logits[0]))
+    assert {guess.label: guess.probability for guess in prediction.top} == pytest.approx(
+        {"green": expected[0], "red": expected[1]}, abs=1e-5
+    )
+    assert main([str(labels_run), str(table), "--format", "json", "--threshold", "0.999999"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"path": str(table), "top": []}]
+
+
+def test_formats_say_the_same(digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(digits_run), str(pictures), "--top", "2"]
+    assert main([*arguments, "--format", "json", "--batch-size", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["path"] for entry in found] == [
+        str(pictures / ("ant" if index < 5 else "bee") / f"{index}.png") for index in range(10)
+    ]
+    assert all(list(guess) == ["index", "label", "probability"] for entry in found for guess in entry["top"])
+
+    assert main([*arguments, "--format", "csv", "--output", "out.csv"]) == 0
+    assert capsys.readouterr().out == ""
+    rows = list(csv.DictReader(Path("out.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["label"] for row in rows] == [guess["label"] for entry in found for guess in entry["top"]]
+    assert [row["rank"] for row in rows] == ["1", "2"] * 10
+
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["probability", "class", "image"]
+    assert lines[1].split() == [f"{float(rows[0]['probability']):.4f}", rows[0]["label"], rows[0]["path"]]
+    assert lines[2].split() == [f"{float(rows[1]['probability']):.4f}", rows[1]["label"]]
+
+
+def test_unreadable_images_are_listed_and_the_others_predicted(
+    digits_run: Path, unreadable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(digits_run), str(unreadable), "gone.jpg", "--format", "json", "--batch-size", "2"]) == 0
+    captured = capsys.readouterr()
+    assert [Path(entry["path"]).name for entry in json.loads(captured.out)] == ["good.png"]
+    assert "5 images could not be read" in captured.err
+    for name, reason in {
+        "text.jpg": "is not an image",
+        "empty.png": "is empty",
+        "cut.png": "damaged or truncated",
+        "huge.png": "1024000000 pixels",
+        "gone.jpg": "no such file",
+    }.items():
+        assert any(name in line and reason in line for line in captured.err.splitlines()), (name, captured.err)
+    assert "--max-pixels N lets larger images in" in captured.err
+
+
+def test_names_that_are_no_text(digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = os.path.join(os.fsencode(pictures), b"\xff\x1b[2J.png")
+    os.link(pictures / "ant" / "0.png", odd)
+    assert main([str(digits_run), str(pictures), "--format", "json"]) == 0
+    assert os.fsencode(json.loads(capsys.readouterr().out)[-1]["path"]) == odd
+    assert main([str(digits_run), str(pictures), "--top", "1"]) == 0
+    assert "\\udcff\\x1b[2J.png" in capsys.readouterr().out
+    assert main([str(digits_run), str(pictures), "--format", "csv", "-o", "out.csv"]) == 0
+    assert odd in Path("out.csv").read_bytes()
+
+
+def test_the_limit_of_pixels_can_be_set(
+    digits_run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # Pillow refuses what is more than twice that: 48 x 40 is
+    arguments = [str(digits_run), str(pictures / "ant" / "0.png")]
+    assert main(arguments) == 2
+    assert main([*arguments, "--max-pixels", "1000"]) == 2
+    assert "more than data.max_pixels=1000" in capsys.readouterr().err
+    assert main([*arguments, "--max-pixels", "1920"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], ("neither a run nor --backbone",)),
+        (["{run}"], ("no images are given",)),
+        (["nowhere", "x.png"], ("nowhere", "is not a run folder")),
+        (["{run}", "x.png"], ("x.png", "there is no such file", "not one could be read")),
+        (["{run}", "{empty}"], ("is a folder without images",)),
+        (["{run}", "{huge}"], ("pixels", "--max-pixels N")),
+        (["{run}", "x.png", "--alpha", "0.5"], ("--alpha", "without --backbone")),
+        (["{run}", "x.png", "--top", "0", "--threshold", "2"], ("--top", "--threshold")),
+        (["{run}", "x.png", "--output", "{empty}"], ("is a folder",)),
+        (["{run}", "{huge}", "--output", "{huge}"], ("is one of the images",)),
+        (["{run}", "x.png", "--output", "no/where.csv"], ("there is no folder",)),
+        (["--backbone", "mobilnet", "x.png"], ("did you mean mobilenet",)),
+        (["--backbone", "mobilenet", "--image-size", "100", "x.png"], ("wants 128, 160, 192, 224 pixels",)),
+        (["--backbone", "mobilenet", "--weights", "glyphs", "--alpha", "0.25", "x.png"], ("without top",)),
+        (["--backbone", "vgg16", "--crop-fraction", "0", "x.png"], ("crop_fraction",)),
+    ],
+)
+def test_mistakes(
+    arguments: list[str],
+    says: tuple[str, ...],
+    digits_run: Path,
+    huge: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"run": digits_run, "empty": tmp_path / "empty", "huge": huge}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    missing = [text for text in says if text not in captured.err]
+    assert not missing, captured.err
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("summary.json", None, ("has not finished", "resume=")),
+        ("config.yaml", None, ("is not a run folder",)),
+        ("config.yaml", b"warp: 9\nbackbone:\n  spin: 2\n", ("warp: unknown key", "backbone.spin", "use that version")),
+        ("config.yaml", b"backbone:\n  name: tiny_of_a_plugin\n", ("tiny_of_a_plugin", "TLEARN_PLUGINS")),
+        ("config.yaml", b"{", ("config.yaml", "cannot be read")),
+        ("config.yaml", b"\xff\xfe", ("config.yaml", "cannot be read")),
+        ("manifest.json", None, ("damaged", "manifest.json")),
+        ("manifest.json", b"[]", ("damaged",)),
+        ("manifest.json", {"classes": []}, ("classes make no sense",)),
+        ("manifest.json", {"classes": ["a", "b"]}, ("does not fit",)),
+        ("model.keras", None, ("model.keras", "cannot be read as weights")),
+        ("model.keras", b"PK\x03\x04 cut off", ("model.keras", "cannot be read as weights")),
+    ],
+)
+def test_folders_that_are_no_finished_run_of_this_version(
+    name: str,
+    content: Any,
+    says: tuple[str, ...],
+    altered: Callable[[str, Any], Path],
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([str(altered(name, content)), str(pictures)]) == 2
+    error = capsys.readouterr().err
+    missing = [text for text in says if text not in error]
+    assert not missing, error
+
+
+def test_no_traceback_reaches_the_user(
+    altered: Callable[[str, Any], Path], pictures: Path, run_cli: Callable[..., Any]
+) -> None:
+    run_cli("predict", altered("summary.json", None), pictures).assert_user_error("has not finished")

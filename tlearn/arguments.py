@@ -1,0 +1,228 @@
+"""What ``predict``, ``extract`` and ``explain`` share: arguments for the network and the images, and how errors end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+import yaml
+from PIL import Image
+
+from tlearn.config import Interpolation, Resize
+from tlearn.errors import ConfigError, Problem, UserError
+from tlearn.train.command import OK, STOPPED, USER_ERROR, print_problems
+
+if TYPE_CHECKING:
+    from tlearn.network import Network
+
+_SHOWN = 20  # unreadable images listed on the terminal
+
+
+def network_parser(verb: str, description: str, what: str, nargs: str | None = "*") -> argparse.ArgumentParser:
+    """A parser with the arguments that name a network and its images.
+
+    Args:
+        verb: of the command.
+        description: for ``--help``.
+        what: the images, for ``--help``.
+        nargs: how many of them.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m tlearn.{verb}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=f"python -m tlearn.{verb} [options] (RUN | --backbone NAME) {what}",
+    )
+    parser.add_argument("paths", nargs=nargs, metavar=f"RUN {what}", help=f"a finished run, unless --backbone; {what}")
+    bare = parser.add_argument_group("a bare backbone instead of a run")
+    bare.add_argument("--backbone", metavar="NAME", help="architecture; python -m tlearn.backbones lists them")
+    bare.add_argument("--weights", metavar="W", help="imagenet (default) | glyphs | FILE | RUN | null: random")
+    bare.add_argument("--image-size", type=int, metavar="PX", help="side of the input; default: its own")
+    bare.add_argument("--alpha", type=float, help="width multiplier, MobileNets only")
+    bare.add_argument("--depth-multiplier", type=int, metavar="N", help="MobileNet only")
+    bare.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of a backbone registered by a plugin"
+    )
+    bare.add_argument(
+        "--resize", choices=[mode.value for mode in Resize], help="how a photograph becomes a square; default: crop"
+    )
+    bare.add_argument("--crop-fraction", type=float, metavar="F", help="share of the shorter side; default: 0.875")
+    bare.add_argument(
+        "--interpolation", choices=[kind.value for kind in Interpolation], help="when resizing; default: bilinear"
+    )
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images; default: 100,000,000")
+    return parser
+
+
+_BARE = (
+    *("weights", "image_size", "alpha", "depth_multiplier"),
+    *("resize", "crop_fraction", "interpolation"),
+)
+
+
+def network_and_paths(arguments: argparse.Namespace, *, include_top: bool) -> tuple[Callable[[], Network], list[str]]:
+    """How to open the network that was asked for, and the paths of the images.
+
+    Raises:
+        UserError: there are no images, or options of a backbone go with a run.
+    """
+    paths: list[str] = list(arguments.paths)
+    given = {name: getattr(arguments, name) for name in _BARE if getattr(arguments, name) is not None}
+    if arguments.max_pixels is not None:
+        _raise_limit(arguments.max_pixels)
+    if arguments.backbone is None:
+        if given or arguments.option:
+            options = ", ".join(
+                f"--{name.replace('_', '-')}" for name in [*given, *(["option"] * bool(arguments.option))]
+            )
+            fix = "a run has its own; with --backbone NAME there is no run"
+            raise UserError(Problem(options, "without --backbone", fix))
+        if not paths:
+            raise UserError(Problem("arguments", "neither a run nor --backbone NAME is given", "see --help"))
+        run = paths.pop(0)
+        opener = _run_opener(run, arguments.max_pixels)
+    else:
+        if "weights" in given and given["weights"] in ("null", "none"):
+            given["weights"] = None
+        if arguments.max_pixels is not None:
+            given["max_pixels"] = arguments.max_pixels
+        opener = _backbone_opener(arguments.backbone, include_top, _options(arguments.option), given)
+    if not paths:
+        raise UserError(Problem("arguments", "no images are given", "name files or folders after the network"))
+    return opener, paths
+
+
+def _run_opener(run: str, max_pixels: int | None) -> Callable[[], Network]:
+    def opener() -> Network:
+        from dataclasses import replace
+
+        from tlearn.network import load
+
+        network = load(run)
+        if max_pixels is not None:
+            network.reading = replace(network.reading, max_pixels=max_pixels)
+        return network
+
+    return opener
+
+
+def _backbone_opener(
+    name: str, include_top: bool, options: dict[str, Any], given: dict[str, Any]
+) -> Callable[[], Network]:
+    def opener() -> Network:
+        from tlearn.network import backbone
+        from tlearn.quiet import import_tensorflow
+
+        if given.get("weights", "") is None:  # the same network each time, or nothing could be gone on with
+            import_tensorflow()
+            import keras
+
+            keras.utils.set_random_seed(0)
+        return backbone(name, include_top=include_top, options=options, **given)
+
+    return opener
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE``, values as in YAML. Raises ConfigError."""
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise ConfigError([Problem(f"--option {pair}", "is not KEY=VALUE") for pair in wrong])
+    try:
+        return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    except yaml.YAMLError as error:
+        raise ConfigError(Problem("--option", " ".join(str(error).split()))) from error
+
+
+def _raise_limit(max_pixels: int) -> None:
+    """Pillow refuses images of twice its own limit; who names a limit means that one."""
+    if max_pixels < 1:
+        raise UserError(Problem("--max-pixels", f"must be 1 or more, got {max_pixels}"))
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
+
+
+def run_command(
+    command: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    stopped: str = "stopped",
+) -> int:
+    """Parse, run, and turn what a user can mend into a message and exit status 2.
+
+    Args:
+        command: takes the arguments, returns the exit status.
+        parser: of the arguments.
+        argv: the arguments; None: those of the process.
+        stopped: what to say when it was interrupted.
+    """
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides
+    try:
+        return command(parser.parse_intermixed_args(argv))
+    except UserError as error:
+        print_problems(error)
+        return USER_ERROR
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep Python from complaining once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return STOPPED
+
+
+@contextlib.contextmanager
+def output_text(path: str | None) -> Iterator[IO[str]]:
+    """Where to write text: standard output, or a file that appears under its name when it is complete.
+
+    File names that are not UTF-8 come out as the bytes they are. Raises UserError when the file cannot be written.
+    """
+    if path is None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="surrogateescape")
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    temporary = f"{path}.{os.getpid()}.partial"
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(Problem("--output", f"{path} cannot be written: {error.strerror or error}")) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def check_writable(path: str) -> None:
+    """An output must be a file in a folder that is there: raise UserError now rather than at the end."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise UserError(Problem("--output", f"{path} is a folder", "name a file"))
+    if not os.path.isdir(folder):
+        raise UserError(Problem("--output", f"there is no folder {folder}", "make it, or choose another"))
+    if not os.access(folder, os.W_OK):
+        raise UserError(Problem("--output", f"{folder} may not be written to"))
+
+
+def list_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
+    """Images that were left out, on standard error."""
+    if not unreadable:
+        return
+    print(f"{len(unreadable):,} image{'s' if len(unreadable) > 1 else ''} could not be read:", file=sys.stderr)
+    for name, reason in unreadable[:_SHOWN]:
+        print(f"  {printable(name)}: {reason}", file=sys.stderr)
+    if len(unreadable) > _SHOWN:
+        print(f"  and {len(unreadable) - _SHOWN:,} more", file=sys.stderr)
+    if any("pixels" in reason for _, reason in unreadable):
+        print("  --max-pixels N lets larger images in", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """For a terminal: what would move its cursor, or is no character at all, is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

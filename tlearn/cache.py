@@ -1,0 +1,134 @@
+"""``python -m tlearn.cache``: the features that runs keep of frozen layers: list, verify, clear."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tlearn.config import CacheConfig
+from tlearn.errors import Problem, UserError
+from tlearn.train.feature_cache import Entry, FeatureCache, cache_folder
+
+_DAY = 86_400
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0, or 2 for wrong arguments and damaged entries."""
+    arguments = _parser().parse_args(argv)
+    try:
+        cache = _cache(arguments.dir)
+        if arguments.command == "verify":
+            return _verify(cache, arguments.json)
+        if arguments.command == "clear":
+            return _clear(cache, arguments.older_than, arguments.json)
+        return _list(cache, arguments.json)
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep Python from complaining once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dir", metavar="FOLDER", help="as cache.dir; default: tlearn/features in your cache folder")
+    shared.add_argument("--json", action="store_true", help="print data instead of a table")
+    parser = argparse.ArgumentParser(
+        prog="python -m tlearn.cache", description="Look after the features that runs keep of frozen layers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", parents=[shared], help="what is there, latest used first")
+    commands.add_parser("verify", parents=[shared], help="read everything and compare checksums; status 2 on damage")
+    clear = commands.add_parser("clear", parents=[shared], help="delete what no run uses now")
+    clear.add_argument("--older-than", type=_days, metavar="DAYS", default=0.0, help="only what was not used for long")
+    return parser
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not days >= 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return days
+
+
+def _cache(folder: str | None) -> FeatureCache:
+    """The folder, which must exist where somebody names it."""
+    path = cache_folder(CacheConfig(dir=folder))
+    if folder is not None and not path.is_dir():
+        raise UserError(Problem("--dir", f"there is no folder {path}"))
+    return FeatureCache(path)
+
+
+def _list(cache: FeatureCache, as_json: bool) -> int:
+    entries = sorted(cache.entries(), key=lambda entry: -entry.used)
+    if as_json:
+        print(json.dumps({"folder": str(cache.folder), "entries": list(map(dataclasses.asdict, entries))}, indent=2))
+        return 0
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
+    for name in ("key", "features", "images", "MB", "used"):
+        table.add_column(name, justify="right" if name in ("images", "MB") else "left", no_wrap=name != "features")
+    for entry in entries:
+        size = f"{entry.bytes / 1e6:,.1f}"
+        table.add_row(entry.key[:8], Text(entry.about), f"{entry.rows:,}", size, _ago(time.time() - entry.used))
+    if entries:
+        console.print(table)
+    total = sum(entry.bytes for entry in entries) / 1e6
+    console.print(Text(f"{cache.folder}: {_counted(entries)}, {total:,.1f} MB"), soft_wrap=True)
+    return 0
+
+
+def _verify(cache: FeatureCache, as_json: bool) -> int:
+    entries = cache.entries()
+    damaged = [entry.key for entry in entries if not cache.verify(entry.key)]
+    if as_json:
+        print(json.dumps({"folder": str(cache.folder), "entries": len(entries), "damaged": damaged}, indent=2))
+    else:
+        print(f"{cache.folder}: {_counted(entries)}, {len(damaged)} damaged")
+    for key in damaged:
+        print(f"damaged: {cache.folder / key}\n    the next run that wants it makes it anew", file=sys.stderr)
+    return 2 if damaged else 0
+
+
+def _clear(cache: FeatureCache, older_than: float, as_json: bool) -> int:
+    entries = [entry for entry in cache.entries() if time.time() - entry.used >= older_than * _DAY]
+    deleted = [entry for entry in entries if cache.delete(entry.key)]
+    kept = [entry.key for entry in entries if entry not in deleted]
+    cache.sweep()
+    megabytes = sum(entry.bytes for entry in deleted) / 1e6
+    if as_json:
+        keys = [entry.key for entry in deleted]
+        print(json.dumps({"folder": str(cache.folder), "deleted": keys, "kept": kept, "MB": megabytes}, indent=2))
+    else:
+        print(f"{cache.folder}: {_counted(deleted)} deleted, {megabytes:,.1f} MB")
+    for key in kept:
+        print(f"kept: {cache.folder / key} is in use, or may not be deleted", file=sys.stderr)
+    return 0
+
+
+def _counted(entries: Sequence[Entry]) -> str:
+    return f"{len(entries):,} entr{'y' if len(entries) == 1 else 'ies'}"
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("day", _DAY), ("hour", 3600), ("minute", 60)):
+        count = int(seconds // length)
+        if count > 0:
+            return f"{count:,} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

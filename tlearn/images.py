@@ -1,0 +1,328 @@
+"""Images that a network is asked about: found in files and folders or given as arrays, and streamed in batches.
+
+Nothing is held but the names: a folder of a million photographs takes the memory of its listing and of a few batches.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from tlearn.config import DataConfig, Interpolation, Resize
+from tlearn.data import Split, UnreadableImage, resize
+from tlearn.data.decode import EXTENSIONS, open_rgb
+from tlearn.data.folder import class_folders
+from tlearn.data.source import stamp_of
+from tlearn.data.table import key_array
+from tlearn.data.tabular import EXTENSIONS as TABLES
+from tlearn.data.tabular import index_table
+from tlearn.errors import DataError, Problem
+
+ImageInput = Any
+"""Paths of images or folders, one or several; or arrays: one image (h, w, 3), many (n, h, w, 3), or a list of them."""
+
+_AHEAD = 2  # batches read while one is being computed
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an image becomes the square that a network takes; see ``tlearn.data.decode.resize``.
+
+    Attributes:
+        image_size: side of the square, pixels.
+        resize, crop_fraction, interpolation: how a photograph of any shape becomes it.
+        max_pixels: larger images are refused.
+    """
+
+    image_size: int
+    resize: Resize = Resize.crop
+    crop_fraction: float = 1.0
+    interpolation: Interpolation = Interpolation.bilinear
+    max_pixels: int = DataConfig().max_pixels
+
+    def square(self, image: NDArray[np.uint8] | Image.Image, size: int | None = None) -> NDArray[np.uint8]:
+        """The square, uint8 (size, size, 3); ``size`` None: ``image_size``."""
+        return resize(
+            image,
+            size or self.image_size,
+            mode=self.resize,
+            crop_fraction=self.crop_fraction,
+            interpolation=self.interpolation,
+        )
+
+
+class Images(Protocol):
+    """Images by number."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """The path of an image, or ``image 3`` for an array."""
+
+    def load(self, row: int, reading: Reading) -> NDArray[Any]:
+        """The square of an image, (S, S, 3): uint8, or float32 as given. Thread-safe. Raises UnreadableImage."""
+
+    def picture(self, row: int, reading: Reading) -> NDArray[np.uint8] | Image.Image:
+        """The whole image: uint8 (h, w, 3), RGB. Raises UnreadableImage."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A few images in a row.
+
+    Attributes:
+        stop: number of images up to here, this batch's included.
+        rows: int64 (b,), numbers of those that could be read.
+        pixels: (b, S, S, 3), RGB in 0..255, uint8, or float32 as given.
+        unreadable: (name, reason) of the others.
+    """
+
+    stop: int
+    rows: NDArray[np.int64]
+    pixels: NDArray[Any]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def batches(images: Images, reading: Reading, *, batch_size: int = 32, start: int = 0) -> Iterator[Batch]:
+    """All images from ``start`` on, in order, read by as many threads as there are cores.
+
+    Args:
+        images: what to read.
+        reading: how.
+        batch_size: images per batch; a batch with unreadable ones is smaller.
+        start: number of the first image.
+    """
+    waiting: deque[tuple[int, list[Future[NDArray[Any] | UnreadableImage]]]] = deque()
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for first in range(start, len(images), batch_size):
+            rows = range(first, min(first + batch_size, len(images)))
+            waiting.append((first, [pool.submit(_load, images, row, reading) for row in rows]))
+            if len(waiting) > _AHEAD:
+                yield _collect(images, *waiting.popleft(), reading.image_size)
+        while waiting:
+            yield _collect(images, *waiting.popleft(), reading.image_size)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _load(images: Images, row: int, reading: Reading) -> NDArray[Any] | UnreadableImage:
+    try:
+        return images.load(row, reading)
+    except UnreadableImage as error:
+        return error
+
+
+def _collect(images: Images, first: int, futures: Sequence[Future[NDArray[Any] | UnreadableImage]], size: int) -> Batch:
+    rows, pixels, unreadable = [], [], []
+    for row, future in enumerate(futures, start=first):
+        square = future.result()
+        if isinstance(square, UnreadableImage):
+            unreadable.append((images.name(row), square.reason))
+        else:
+            rows.append(row)
+            pixels.append(square)
+    stacked = np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
+    return Batch(first + len(futures), np.array(rows, np.int64), stacked, tuple(unreadable))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+class FileImages:
+    """Images in files.
+
+    Attributes:
+        labels: class of each image, int32 (n,), -1: none; or uint8 (n, k) where an image may have any number.
+        classes: names of the classes, sorted; empty when there are none.
+    """
+
+    def __init__(
+        self,
+        paths: pa.LargeBinaryArray,
+        labels: NDArray[Any] | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        self._paths = paths
+        self.labels = np.full(len(paths), -1, np.int32) if labels is None else labels
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, row: int) -> str:
+        """The path; bytes that are not UTF-8 come as surrogates."""
+        return os.fsdecode(self._paths[int(row)].as_py())
+
+    def load(self, row: int, reading: Reading) -> NDArray[np.uint8]:
+        """uint8 (S, S, 3). Raises UnreadableImage."""
+        return reading.square(self.picture(row, reading))
+
+    def picture(self, row: int, reading: Reading) -> Image.Image:
+        """The whole image, upright, mode RGB. Raises UnreadableImage."""
+        path = self.name(row)
+        if os.path.exists(path) and stamp_of(path)[0] < 0:  # opening a pipe would wait for ever
+            raise UnreadableImage(path, "is a folder without images" if os.path.isdir(path) else "is not a file")
+        return open_rgb(path, max_pixels=reading.max_pixels)
+
+    def stamps(self) -> Iterator[tuple[int, int]]:
+        """(size, modification time in nanoseconds) of each file."""
+        return (stamp_of(path.as_py()) for path in self._paths)
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> FileImages:
+    """Images named one by one or lying in folders, at any depth, in a stable order; no file is opened.
+
+    A file that is named counts as an image whatever it is called; in folders, those with the usual extensions do.
+    Hidden names are passed over, links are followed. What does not exist, or holds no images, is listed all the same,
+    and found unreadable when its turn comes. Images below class folders have a class.
+    """
+    found: list[pa.LargeBinaryArray] = []
+    names: list[str] = []
+    for path in (os.fspath(given) for given in paths):
+        if os.path.isdir(path):
+            keys = key_array(_walk(path))
+            found.append(keys if len(keys) else key_array([path]))
+            names += _class_names(path, keys) if len(keys) else [""]
+        else:
+            found.append(key_array([path]))
+            names.append("")
+    every = pa.concat_arrays(found) if found else key_array([])
+    classes = tuple(sorted(set(names) - {""}))
+    number = {name: index for index, name in enumerate(classes)}
+    return FileImages(every, np.array([number.get(name, -1) for name in names], np.int32), classes)
+
+
+def read_table(
+    path: str | os.PathLike[str], *, root: str | None, image_column: str, label_column: str, label_separator: str | None
+) -> FileImages:
+    """Images and labels of a CSV, TSV or Parquet file, see ``tlearn.data.tabular``. Raises DataError."""
+    source = index_table(
+        path,
+        root=root,
+        image_column=image_column,
+        label_column=label_column,
+        label_separator=label_separator,
+        max_pixels=DataConfig().max_pixels,
+    )
+    keys = key_array(os.path.join(source.root, source.table.key(row)) for row in range(len(source.table)))
+    return FileImages(keys, source.table.labels, source.table.classes)
+
+
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether a name ends like that of a table."""
+    return os.path.splitext(path)[1].lower() in TABLES
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Paths of images below a folder, sorted within each; a folder that may not be read is given as it is.
+
+    ``above`` holds device and inode of the folders on the way down: a link back to one of them would never end.
+    """
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as scanned:
+            entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda e: e.name)
+    except OSError:
+        yield folder
+        return
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, above | {identity})
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            yield entry.path
+
+
+def _class_names(folder: str, keys: pa.LargeBinaryArray) -> list[str]:
+    """Class of each image below a folder of class folders, as in training; empty where there is none."""
+    try:
+        classes, tops = class_folders(Path(folder))
+    except DataError:  # not a folder of class folders
+        return [""] * len(keys)
+    depth = 0 if Split.unused in tops else 1
+    known = {name: name for name in classes}  # one text for all images of a class, not one each
+
+    def name(key: str) -> str:
+        parts = os.path.relpath(key, folder).split(os.sep)
+        return known.get(parts[depth], "") if len(parts) > depth + 1 else ""
+
+    return [name(os.fsdecode(key.as_py())) for key in keys]
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+class ArrayImages:
+    """Images in memory.
+
+    Args:
+        arrays: each (h, w, 3), RGB in 0..255. uint8 of another shape than the network's is resized as a photograph
+            would be; of floats it must have the network's already.
+    """
+
+    def __init__(self, arrays: Sequence[NDArray[Any]] | NDArray[Any]) -> None:
+        problems = [
+            Problem(self.name(row), f"must have a shape (height, width, 3), got {np.shape(array)}", "RGB in 0..255")
+            for row, array in enumerate(arrays)
+            if np.ndim(array) != 3 or np.shape(array)[2] != 3 or 0 in np.shape(array)
+        ]
+        if problems:
+            raise DataError(problems[:3])
+        self._arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def name(self, row: int) -> str:
+        """``image 3``."""
+        return f"image {row}"
+
+    def load(self, row: int, reading: Reading) -> NDArray[Any]:
+        """The square, uint8 or float32 (S, S, 3). Raises DataError when floats have another shape or range."""
+        array = np.asarray(self._arrays[row])
+        if array.dtype != np.uint8 and (array.min() < 0 or 0 < array.max() <= 1):
+            what = f"has values from {array.min():g} to {array.max():g}"
+            raise DataError(Problem(self.name(row), what, "give RGB in 0..255: the network prepares it itself"))
+        if array.shape[:2] == (reading.image_size, reading.image_size):
+            return array if array.dtype == np.uint8 else array.astype(np.float32)
+        if array.dtype != np.uint8:
+            what = f"has {array.shape[0]} x {array.shape[1]} pixels, the network takes {reading.image_size} a side"
+            raise DataError(Problem(self.name(row), what, "give uint8, which is resized here, or resize it yourself"))
+        return reading.square(array)
+
+    def picture(self, row: int, reading: Reading) -> NDArray[np.uint8]:
+        """The whole image, uint8 (h, w, 3)."""
+        return np.asarray(self._arrays[row]).clip(0, 255).astype(np.uint8)
+
+
+def as_images(images: ImageInput) -> Images:
+    """What a caller gave as images.
+
+    Args:
+        images: see ``ImageInput``; one that is ``Images`` already is given back.
+
+    Raises:
+        DataError: an array is no image.
+    """
+    if isinstance(images, FileImages | ArrayImages):
+        return images
+    if isinstance(images, str | os.PathLike):
+        return find_images([images])
+    if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
+        return find_images(images)
+    if hasattr(images, "__array__") and np.ndim(images) == 3:
+        return ArrayImages([np.asarray(images)])
+    return ArrayImages(np.asarray(images) if hasattr(images, "__array__") else list(images))
