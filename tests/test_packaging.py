@@ -75,7 +75,7 @@ def test_wheel_has_everything_and_nothing_else(wheel: Path) -> None:
     tracked = [file for file in (ROOT / "tlearn").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     for source in tracked:
         assert files[source.relative_to(ROOT).as_posix()] == source.read_bytes(), source
-    assert any(name.endswith(".h5") for name in files), "no embedded weights"
+    assert any(name.endswith(".npz") for name in files), "no embedded weights"
     assert wheel.stat().st_size < 5_000_000
 
 

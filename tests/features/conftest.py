@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,10 +72,35 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Any]:
-    """``tiny_config("seed=2")``: the config of a run over 19 training and 5 validation pictures, 3 steps an epoch."""
+    """``tiny_config("seed=2")``: the config of a run over 18 training and 6 validation pictures, 3 steps an epoch.
+
+    Hydra takes longer than such a run: it composes once for each schedule, the rest is set afterwards.
+    """
     from tlearn.compose import load_config
 
-    return lambda *overrides: load_config([*TINY, *overrides])
+    composed = lru_cache(maxsize=None)(lambda overrides: load_config(list(overrides)))
+
+    def configure(*overrides: str) -> Any:
+        structural = tuple(text for text in overrides if text.startswith(("schedule=", "schedule.stages=")))
+        config = copy.deepcopy(composed((*TINY, *structural)))
+        for override in overrides:
+            if override not in structural:
+                key, _, text = override.partition("=")
+                _set(config, key.split("."), text)
+        return config
+
+    return configure
+
+
+def _set(node: Any, path: list[str], text: str) -> None:
+    """Set what a dotted key names; choices become members of their enumeration."""
+    for name in path[:-1]:
+        node = node[int(name)] if isinstance(node, list) else getattr(node, name)
+    if isinstance(node, dict):
+        node[path[-1]] = yaml.safe_load(text)
+        return
+    before = getattr(node, path[-1])
+    setattr(node, path[-1], type(before)(text) if isinstance(before, Enum) else yaml.safe_load(text))
 
 
 @dataclass(frozen=True)
@@ -98,7 +127,7 @@ class Trained:
 def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trained]:
     """``train("seed=2")`` trains without the evaluation and the report at the end, which take longest.
 
-    Keywords: ``eagerly`` runs without graphs, which spares their making; others are those of ``Trainer``.
+    Keywords: ``eagerly=False`` makes graphs, which takes longer than such runs do; others are those of ``Trainer``.
     """
     from tlearn.train import trainer
     from tlearn.train.api import prepare
@@ -108,13 +137,12 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setattr(trainer, "finish", lambda *args, **keywords: {})
     numbers = itertools.count()
 
-    def train(*overrides: str, eagerly: bool = False, resume: Path | None = None, **keywords: Any) -> Trained:
-        import keras
+    def train(*overrides: str, eagerly: bool = True, resume: Path | None = None, **keywords: Any) -> Trained:
         import tensorflow as tf
 
         prepared = prepare(tiny_config(f"run_dir=run{next(numbers)}", *overrides))
         terminal = Terminal(progress=False)
-        run = Run.create(prepared.config) if resume is None else Run.open(resume)
+        run = Run.create(prepared.config) if resume is None else Run(resume)
         terminal.log_to(run.log_file)
         tf.config.run_functions_eagerly(eagerly)
         try:
@@ -126,8 +154,7 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
             subject.run()
         finally:
             tf.config.run_functions_eagerly(False)
-            keras.backend.clear_session()
         weights = {key: np.asarray(variable).copy() for key, variable in prepared.classifier.variables().items()}
-        return Trained(run, prepared.plan, weights, run.log_file.read_text())
+        return Trained(run, prepared.plan, weights, " ".join(run.log_file.read_text().split()))
 
     return train

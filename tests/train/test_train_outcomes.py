@@ -89,20 +89,26 @@ def test_the_fault_names_step_and_rate(tiny_config: Make) -> None:
 
 
 def test_a_stage_ends_when_nothing_improves(tiny_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rate is too small to change anything: the first epoch is the best, and two more are waited for."""
+    """The rate is too small to change anything: the first epoch is the best, and others are waited for."""
+    still = "optimizer: {name: sgd, learning_rate: 1.0e-9}"
     stages = (
-        "schedule.stages=[{name: still, epochs: 9, early_stopping: {patience: 2}, "
-        "optimizer: {name: sgd, learning_rate: 1.0e-9}}, {name: after, epochs: 1}]",
+        f"schedule.stages=[{{name: still, epochs: 9, early_stopping: {{patience: 2}}, {still}}}, "
+        f"{{name: again, epochs: 9, early_stopping: {{patience: 1}}, {still}}}, {{name: after, epochs: 1}}]",
     )
     run = fit(tiny_config(*stages, "log.every=3"))
     assert [(r["stage"], r["epoch"], r["step"], r["global_step"]) for r in run.epochs()] == [
         ("still", 1, 6, 6),
         ("still", 2, 12, 12),
         ("still", 3, 18, 18),
-        ("after", 10, 6, 24),
+        ("again", 10, 6, 24),
+        ("again", 11, 12, 30),
+        ("after", 19, 6, 36),
     ]
-    assert (run.summary["epochs"], run.summary["steps"]) == (4, 24)
-    assert "stage still ends early" in capsys.readouterr().err
+    assert (run.summary["epochs"], run.summary["steps"]) == (6, 36)
+    assert run.summary["best_epoch"] == 1
+    said = capsys.readouterr().err
+    assert "stage still ends early" in said
+    assert "stage again ends early" in said
 
 
 def test_a_run_that_ended_early_resumes_in_the_next_stage(tiny_config: Make, tmp_path: Path) -> None:
