@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -105,12 +105,17 @@ def _set(node: Any, path: list[str], text: str) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left: its folder, its plan, its weights by key, what it printed."""
+    """What a run left: its folder, its plan, its weights by key before and after, what it printed."""
 
     run: Any
     plan: Any
+    before: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     said: str
+
+    def moved(self, keys: Sequence[str]) -> float:
+        """How far the furthest of some weights moved."""
+        return max(float(np.abs(self.weights[key] - self.before[key]).max()) for key in keys)
 
     def furthest_from(self, other: Trained) -> float:
         """The largest difference of any weight."""
@@ -142,6 +147,7 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
 
         prepared = prepare(tiny_config(f"run_dir=run{next(numbers)}", *overrides))
         terminal = Terminal(progress=False)
+        before = {key: np.asarray(variable).copy() for key, variable in prepared.classifier.variables().items()}
         run = Run.create(prepared.config) if resume is None else Run(resume)
         terminal.log_to(run.log_file)
         tf.config.run_functions_eagerly(eagerly)
@@ -155,6 +161,6 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
         finally:
             tf.config.run_functions_eagerly(False)
         weights = {key: np.asarray(variable).copy() for key, variable in prepared.classifier.variables().items()}
-        return Trained(run, prepared.plan, weights, " ".join(run.log_file.read_text().split()))
+        return Trained(run, prepared.plan, before, weights, " ".join(run.log_file.read_text().split()))
 
     return train

@@ -16,6 +16,11 @@ from tlearn.train.trainer import Stopped
 
 FRESH = ("augment.horizontal_flip.p=0.5", "augment.affine.p=0.7")
 SHORT = "schedule.stages.0.epochs=2"
+TWO_STAGES = (
+    "schedule=two_stage",
+    *("schedule.stages.0.epochs=1", "schedule.stages.0.optimizer.learning_rate=0.01"),
+    *("schedule.stages.1.epochs=1", "schedule.stages.1.optimizer.learning_rate=0.1"),
+)
 UP_AND_DOWN = (  # trains a part of what the last stage freezes, and of what the first froze
     "schedule.stages=["
     "{name: head, unfreeze: none, epochs: 1},"
@@ -69,18 +74,20 @@ def assert_equivalent(train: Callable[..., Any], overrides: tuple[str, ...], eag
     streamed = train(*off(overrides), eagerly=eagerly)
     assert any(stage.features.cached for stage in cached.plan.stages)
     assert not any(stage.features.cached for stage in streamed.plan.stages)
-    print("FURTHEST", overrides[0], cached.furthest_from(streamed))
-    assert cached.furthest_from(streamed) < 1e-5
+    for stage in cached.plan.stages:
+        assert cached.moved(stage.variables) > 1e-3, "the comparison would find nothing"
+    assert cached.furthest_from(streamed) <= 1e-6
     return cached
 
 
-EPOCHS = {"frozen": 1, "two_stage": 2, "gradual": 4, "full": 2}
+STAGES = {"frozen": 1, "two_stage": 2, "gradual": 4, "full": 2}
 
 
-@pytest.mark.parametrize("schedule", EPOCHS)
+@pytest.mark.parametrize("schedule", STAGES)
 def test_every_schedule_on_mobilenet(train: Callable[..., Any], schedule: str) -> None:
-    """Largest difference of any weight after two epochs in each stage: below 1e-5; measured: see SHOW below."""
-    epochs = [f"schedule.stages.{stage}.epochs=2" for stage in range(EPOCHS[schedule])]
+    """Largest difference of any weight after two epochs in each stage: at most 1e-6; measured: 0."""
+    stages = [f"schedule.stages.{stage}." for stage in range(STAGES[schedule])]
+    epochs = [f"{stage}{setting}" for stage in stages for setting in ("epochs=2", "optimizer.learning_rate=0.01")]
     mobilenet = ("backbone.name=mobilenet", "backbone.weights=glyphs", "backbone.alpha=0.25", f"schedule={schedule}")
     cached = assert_equivalent(train, (*mobilenet, *epochs))
     assert cached.passes == 1
@@ -98,9 +105,13 @@ def test_every_schedule_on_mobilenet(train: Callable[..., Any], schedule: str) -
 def test_two_stages_of_other_families(
     train: Callable[..., Any], settled: Callable[..., Any], name: str, side: int, alpha: float | None
 ) -> None:
-    """Largest difference of any weight after an epoch in each stage: below 1e-5; measured: see SHOW below."""
-    epochs = ("schedule=two_stage", "schedule.stages.0.epochs=1", "schedule.stages.1.epochs=1")
-    assert_equivalent(train, (*settled(name, side, alpha), *epochs))
+    """Largest difference of any weight after an epoch in each stage: at most 1e-6; measured: 0."""
+    assert_equivalent(train, (*settled(name, side, alpha), *TWO_STAGES))
+
+
+def test_with_compiled_steps(train: Callable[..., Any]) -> None:
+    """The other comparisons run without graphs, which take longer to make; measured: 0 here too."""
+    assert_equivalent(train, TWO_STAGES, eagerly=False)
 
 
 # --- the tiny network ------------------------------------------------------------------------------------------------
@@ -195,7 +206,7 @@ def test_damaged_features_are_made_anew(train: Callable[..., Any], tmp_path: Pat
 
 
 def test_too_little_room_is_planned_for(train: Callable[..., Any]) -> None:
-    schedule = ("schedule=two_stage", "schedule.stages.0.epochs=1", "schedule.stages.1.epochs=1")
+    schedule = (*TWO_STAGES, "schedule.stages.1.unfreeze={last_blocks: 1}")
     whole = train(*schedule)
     sizes = [stage.features.bytes for stage in whole.plan.stages]
     assert sizes[0] < sizes[1]
@@ -233,7 +244,7 @@ def test_a_disk_that_fills_up_half_way(train: Callable[..., Any], monkeypatch: p
 
 def test_room_for_the_stage_but_not_for_later_ones(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the pass is made for the stage alone."""
-    schedule = ("schedule=two_stage", "schedule.stages.0.epochs=1", "schedule.stages.1.epochs=1")
+    schedule = (*TWO_STAGES, "schedule.stages.1.unfreeze={last_blocks: 1}")
     expected = train(*schedule)
     original = FeatureCache._make_room
     refused = []

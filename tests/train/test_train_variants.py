@@ -18,7 +18,7 @@ from tlearn.backbones import SPECS
 from tlearn.compose import load_config
 from tlearn.paths import shipped
 from tlearn.train.api import Prepared, prepare
-from tlearn.train.plan import make_plan
+from tlearn.train.plan import plan_run
 from tlearn.train.session import Session
 
 SCHEDULES = sorted(path.stem for path in (shipped("configs") / "schedule").glob("*.yaml"))
@@ -57,7 +57,7 @@ def built(name: str) -> dict[str, Prepared]:
     plans = {SCHEDULES[0]: first}
     for schedule in SCHEDULES[1:]:
         config = load_config(overrides(name, schedule))
-        plan = make_plan(config, first.data, first.classifier)
+        plan = plan_run(config, first.data, first.classifier)
         plans[schedule] = replace(first, config=config, plan=plan)
     return plans
 

@@ -6,6 +6,8 @@ that stay the same, and the blocks.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,7 +115,8 @@ def build_backbone(
 
     file = locate_weights(weights, spec, **chosen)
     if file is not None and not file.exists():  # only ImageNet weights get here: Keras knows where they come from
-        with download_problems(file, spec):
+        # Keras prints what it downloads; standard output is for results.
+        with download_problems(file, spec), contextlib.redirect_stdout(sys.stderr):
             return build(IMAGENET)
     backbone = build(None)
     if file is not None:

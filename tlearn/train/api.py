@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,15 +54,14 @@ def prepare(config: Config, *, check_images: bool = True) -> Prepared:
     from tlearn.train.classifier import build_classifier
     from tlearn.train.plan import plan_run
 
-    with contextlib.redirect_stdout(sys.stderr):  # Keras prints what it downloads; our output is for scripts
-        classifier = build_classifier(
-            config.backbone,
-            config.head,
-            weights=resolve_weights(config.backbone.weights),
-            classes=classes,
-            multi_label=data.table.multi_label,
-            precision=config.precision,
-        )
+    classifier = build_classifier(
+        config.backbone,
+        config.head,
+        weights=resolve_weights(config.backbone.weights),
+        classes=classes,
+        multi_label=data.table.multi_label,
+        precision=config.precision,
+    )
     plan = plan_run(config, data, classifier)
     if check_images:
         data = check_data(data, config.data)

@@ -1,0 +1,121 @@
+"""``python -m tlearn.cache``: what is there, whether it is sound, and away with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tlearn.cache import main
+from tlearn.train.feature_cache import FeatureCache, Layout
+
+KEYS = [f"{index:032x}" for index in (0xA1, 0xB2, 0xC3)]
+LAYOUT = Layout(1234, ((7, 7, 3),), "float32")
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> FeatureCache:
+    """Three entries, used now, two hours and ten days ago."""
+    cache = FeatureCache(tmp_path / "cache" / "tlearn" / "features")  # see conftest.py
+    for key, age in zip(KEYS, (0, 7200, 864_000), strict=True):
+        about = "inception_resnet_v2 299 px, folder train: block8_10_mixed 8x8x1536, activation_161 8x8x192"
+        with cache.writing(key, LAYOUT, about) as writer:
+            assert writer is not None
+            writer.append([np.zeros((1234, 7, 7, 3), np.float32)])
+        when = time.time() - age
+        os.utime(cache.folder / key / "meta.json", (when, when))
+    return cache
+
+
+def test_list(filled: FeatureCache, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in table), "fits a terminal"
+    assert table[0].split() == ["key", "features", "images", "MB", "used"]
+    rows = [line for line in table[1:] if line.startswith("0000")]
+    assert [row.split("  ")[-1].strip() for row in rows] == ["just now", "2 hours ago", "10 days ago"]
+    assert all("1,234" in row and "0.7" in row for row in rows)
+    assert last == f"{filled.folder}: 3 entries, 2.2 MB"
+
+
+def test_list_as_data(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["folder"] == str(filled.folder)
+    assert [entry["key"] for entry in listed["entries"]] == KEYS
+    assert listed["entries"][0]["bytes"] == LAYOUT.bytes
+
+
+def test_an_empty_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("list", "verify", "clear"):
+        assert main([command]) == 0
+        assert "0 entries" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists(), "looking makes nothing"
+
+
+def test_verify(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--dir", str(filled.folder)]) == 0
+    assert capsys.readouterr().out == f"{filled.folder}: 3 entries, 0 damaged\n"
+    with (filled.folder / KEYS[1] / "0.bin").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\1")
+    assert main(["verify", "--json"]) == 2
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["damaged"] == [KEYS[1]]
+    assert KEYS[1] in shown.err
+    assert filled.has(KEYS[1]), "it is only looked at"
+
+
+def test_clear(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["clear", "--older-than", "1"]) == 0
+    assert capsys.readouterr().out == f"{filled.folder}: 1 entry deleted, 0.7 MB\n"
+    features = filled.open(KEYS[0], LAYOUT)
+    assert features is not None
+    assert main(["clear"]) == 0
+    shown = capsys.readouterr()
+    assert "1 entry deleted" in shown.out
+    assert f"kept: {filled.folder / KEYS[0]} is in use" in shown.err
+    features.close()
+    assert main(["clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["deleted"] == [KEYS[0]]
+    assert os.listdir(filled.folder) == []
+
+
+def test_clear_takes_what_killed_runs_left(filled: FeatureCache) -> None:
+    partial = filled.folder / f"{'d' * 32}.partial"
+    partial.mkdir()
+    (partial / "lock").touch()
+    (partial / "0.bin").write_bytes(b"half")
+    assert main(["clear"]) == 0
+    assert os.listdir(filled.folder) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["list", "--dir", "nowhere"], "there is no folder"),
+        (["clear", "--older-than", "soon"], "--older-than"),
+        (["clear", "--older-than", "-1"], "must be 0 or more"),
+        (["clear", "--older-than", "nan"], "must be 0 or more"),
+        (["burn"], "burn"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_arguments(run_cli: Callable[..., Any], arguments: list[str], says: str) -> None:
+    run_cli("cache", *arguments).assert_user_error(says)
+
+
+def test_it_is_a_verb_and_needs_no_tensorflow() -> None:
+    code = "import sys; sys.argv = ['tlearn', 'cache', 'list']; from tlearn.cli import main; assert main() == 0; "
+    code += "print([name for name in ('tensorflow', 'keras') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,86 @@
+"""What the plan says about features, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tlearn.train.api import prepare
+from tlearn.train.console import plan_table
+from tlearn.train.plan import Plan
+
+FLIPPED = "augment.horizontal_flip.p=0.5"
+TWO_STAGES = ("schedule=two_stage", "schedule.stages.1.unfreeze={last_blocks: 1}")  # of the three that tiny has
+
+
+@pytest.fixture
+def plan(tiny_config: Callable[..., Any]) -> Callable[..., Plan]:
+    return lambda *overrides: prepare(tiny_config(*overrides)).plan
+
+
+def shown(plan: Plan) -> list[str]:
+    console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(plan_table(plan))
+    return console.export_text().splitlines()
+
+
+def test_stages_and_passes(plan: Callable[..., Plan]) -> None:
+    made = plan(*TWO_STAGES)
+    head, top = (stage.features for stage in made.stages)
+    assert (head.tensors, head.shapes, head.bytes_per_image) == (("head_pool 16",), ((16,),), 64)
+    assert head.bytes == 64 * 24
+    assert (top.tensors, top.bytes_per_image) == (("mid_relu 8x8x8",), 8 * 8 * 8 * 4)
+    assert (head.made_in, top.made_in) == (0, 0)
+    assert (made.passes, made.epochs) == (1, 20)
+    lines = shown(made)
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert "head computes head_pool 16 once: 0.0 MB, 64 bytes an image in float32" in text
+    assert "top computes mid_relu 8x8x8 once, together with head: 0.0 MB, 2,048 bytes an image in float32" in text
+    assert "passes over the training images: 1 instead of 20" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason", "passes"),
+    [
+        (["cache.mode=off"], "cache.mode=off", 20),
+        ([FLIPPED], "fresh augmentation (cache.views=null)", 20),
+        (["augment.mixup=0.2"], "batches are mixed as pixels", 20),
+        (["augment.cutmix=1"], "batches are mixed as pixels", 20),
+        (["augment.rand_augment.p=1", "cache.views=2"], "batches are mixed as pixels", 20),
+        (["schedule.stages.0.unfreeze=all"], "no layer is frozen", 20),
+        (["cache.max_gb=1e-9"], "1.54e-06 GB are more than cache.max_gb=1e-09", 20),
+        ([FLIPPED, "cache.views=3"], "3 versions of each training image", 3),
+        (["cache.views=3"], "1 version of each training image", 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_reasons(plan: Callable[..., Plan], overrides: list[str], reason: str, passes: int) -> None:
+    made = plan(*overrides)
+    features = made.stages[0].features
+    assert features.reason == reason
+    assert features.cached is (passes < 20)
+    assert made.passes == passes
+    text = " ".join(" ".join(shown(made)).split())
+    assert ("computes all images in each epoch: " + reason in text) is not features.cached
+    assert text.endswith(f"passes over the training images: {passes}" + (" instead of 20" if passes < 20 else "")) or (
+        "note:" in text
+    )
+
+
+def test_a_source_that_cannot_tell_is_streamed(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tlearn.data import ArraySource
+
+    monkeypatch.delattr(ArraySource, "fingerprint")
+    features = plan().stages[0].features
+    assert features.reason == "data.name=blotches cannot tell whether its images changed"
+
+
+def test_the_second_of_two_equal_stages_costs_nothing(plan: Callable[..., Plan]) -> None:
+    stages = "schedule.stages=[{name: one, epochs: 2}, {name: two, epochs: 3}]"
+    made = plan(stages, "cache.max_gb=1.6e-6")  # room for the features of one
+    assert [stage.features.made_in for stage in made.stages] == [0, 0]
+    assert (made.passes, made.epochs) == (1, 5)
