@@ -57,7 +57,7 @@ def test_every_command_is_possible(command: str, tmp_path: Path, monkeypatch: py
         return
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     config = load_config(overrides)
-    if "imagenet" == config.backbone.weights:
+    if config.backbone.weights == "imagenet":
         config.backbone.weights = None  # whether they are in Keras' cache is not the README's business
     check_config(config)
 
