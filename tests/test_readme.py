@@ -12,6 +12,7 @@ import pytest
 
 from tlearn.backbones.__main__ import main as backbones
 from tlearn.compose import load_config
+from tlearn.errors import ConfigError
 from tlearn.train.checks import check_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,9 +24,9 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Commands of the shell blocks; continued lines joined, comments and output left out."""
+    """Commands of the shell blocks; continued lines joined."""
     text = "\n".join(blocks("sh")).replace("\\\n", " ")
-    return [line.split(" #")[0].strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def test_every_python_block_runs(tmp_path: Path) -> None:
@@ -48,14 +49,18 @@ def test_every_command_is_possible(command: str, tmp_path: Path, monkeypatch: py
     for label in ("daisy", "rose"):  # the folder of photographs that the README speaks of
         (tmp_path / "flowers" / label).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    _, _, module, *arguments = shlex.split(command)
+    _, _, module, *arguments = shlex.split(command, comments=True)
     if module == "tlearn.backbones":
         if not arguments:
             assert backbones([]) == 0
         return
     if module not in ("tlearn.train", "tlearn.plan") or "-m" in arguments or "resume" in command:
         return
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if command.endswith("# wrong on purpose"):
+        with pytest.raises(ConfigError, match="did you mean"):
+            load_config(overrides)
+        return
     config = load_config(overrides)
     if config.backbone.weights == "imagenet":
         config.backbone.weights = None  # whether they are in Keras' cache is not the README's business

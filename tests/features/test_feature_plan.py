@@ -52,7 +52,7 @@ def test_stages_and_passes(plan: Callable[..., Plan]) -> None:
         (["augment.cutmix=1"], "batches are mixed as pixels", 20),
         (["augment.rand_augment.p=1", "cache.views=2"], "batches are mixed as pixels", 20),
         (["schedule.stages.0.unfreeze=all"], "no layer is frozen", 20),
-        (["cache.max_gb=1e-9"], "1.54e-06 GB are more than cache.max_gb=1e-09", 20),
+        (["cache.max_gb=0.000000001"], "1.54e-06 GB are more than cache.max_gb=1e-09", 20),
         ([FLIPPED, "cache.views=3"], "3 versions of each training image", 3),
         (["cache.views=3"], "1 version of each training image", 1),
     ],
@@ -81,6 +81,6 @@ def test_a_source_that_cannot_tell_is_streamed(plan: Callable[..., Plan], monkey
 
 def test_the_second_of_two_equal_stages_costs_nothing(plan: Callable[..., Plan]) -> None:
     stages = "schedule.stages=[{name: one, epochs: 2}, {name: two, epochs: 3}]"
-    made = plan(stages, "cache.max_gb=1.6e-6")  # room for the features of one
+    made = plan(stages, "cache.max_gb=0.0000016")  # room for the features of one
     assert [stage.features.made_in for stage in made.stages] == [0, 0]
     assert (made.passes, made.epochs) == (1, 5)
