@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,7 @@ def test_a_prefix_has_one_name_whatever_was_built_before() -> None:
 
 def test_the_code_of_a_users_layer_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
+    import linecache
 
     import keras
 
@@ -260,12 +262,15 @@ def test_the_code_of_a_users_layer_counts(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(HEADS, "_added", dict(HEADS._added))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
     hashes = []
     for number, code in enumerate(("inputs * 2.0", "inputs * 3.0")):
         text = f"import keras\nclass Users(keras.layers.Layer):\n    def call(self, inputs):\n        return {code}\n"
-        (tmp_path / f"users_{number}.py").write_text(text)
+        (tmp_path / "users.py").write_text(text)
+        sys.modules.pop("users", None)
+        linecache.clearcache()
         importlib.invalidate_caches()
-        layer = importlib.import_module(f"users_{number}").Users
+        layer = importlib.import_module("users").Users
 
         @HEADS.register(f"users{number}")
         def head(features: Any, classes: int, layer: Any = layer) -> Any:

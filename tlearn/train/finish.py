@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlearn.config import Config, Keep
+from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint, report
 from tlearn.train.classifier import Classifier
 from tlearn.train.logs import TensorBoardLog
@@ -33,9 +34,7 @@ def finish(
 ) -> dict[str, Any]:
     """Finish the folder of a run whose stages have ended. Returns the summary."""
     if config.checkpoint.final is Keep.best:
-        arrays, _ = checkpoint.load(run.best_file)
-        for key, variable in classifier.variables().items():
-            variable.assign(arrays[key])
+        _take_best_weights(run, classifier)
     final, matrix = _evaluate(evaluate, validation, "val", plan)
     if test is not None:
         final |= _evaluate(evaluate, test, "test", plan)[0]
@@ -58,6 +57,17 @@ def finish(
     board.close()
     run.write_summary(summary)  # last: a run with a summary is complete
     return summary
+
+
+def _take_best_weights(run: Run, classifier: Classifier) -> None:
+    """Raises UserError when their file is gone or damaged."""
+    try:
+        arrays, _ = checkpoint.load(run.best_file)
+        for key, variable in classifier.variables().items():
+            variable.assign(arrays[key])
+    except (ValueError, KeyError) as error:
+        fix = "checkpoint.final=last does without the best weights"
+        raise UserError(Problem(str(run.best_file), f"cannot be used: {error}", fix)) from None
 
 
 def _save_model(run: Run, model: keras.Model) -> None:

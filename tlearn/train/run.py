@@ -270,5 +270,8 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(Problem(str(path), f"cannot be read: {error}", "the run folder is damaged")) from None
     return data
