@@ -16,6 +16,8 @@ from tlearn.train.trainer import Stopped
 
 FRESH = ("augment.horizontal_flip.p=0.5", "augment.affine.p=0.7")
 SHORT = "schedule.stages.0.epochs=2"
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
+
 TWO_STAGES = (
     "schedule=two_stage",
     *("schedule.stages.0.epochs=1", "schedule.stages.0.optimizer.learning_rate=0.01"),
@@ -75,7 +77,7 @@ def assert_equivalent(train: Callable[..., Any], overrides: tuple[str, ...], eag
     assert any(stage.features.cached for stage in cached.plan.stages)
     assert not any(stage.features.cached for stage in streamed.plan.stages)
     for stage in cached.plan.stages:
-        assert cached.moved(stage.variables) > 1e-3, "the comparison would find nothing"
+        assert cached.moved(stage.variables) > 1e-4, "the comparison would find nothing"
     assert cached.furthest_from(streamed) <= 1e-6
     return cached
 
@@ -106,7 +108,8 @@ def test_two_stages_of_other_families(
     train: Callable[..., Any], settled: Callable[..., Any], name: str, side: int, alpha: float | None
 ) -> None:
     """Largest difference of any weight after an epoch in each stage: at most 1e-6; measured: 0."""
-    assert_equivalent(train, (*settled(name, side, alpha), *TWO_STAGES))
+    calmer = "schedule.stages.1.optimizer.learning_rate=0.0005"  # without learned weights more would overflow
+    assert_equivalent(train, (*settled(name, side, alpha), *TWO_STAGES, calmer))
 
 
 def test_with_compiled_steps(train: Callable[..., Any]) -> None:

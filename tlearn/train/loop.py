@@ -45,12 +45,12 @@ class Loop:
         model: compiled, with the stage's variables trainable.
         batches: from the first step that is to be run on.
         xla: compile the step with XLA.
+        in_chunks: elements of ``batches`` are not steps but several of them, stacked: (steps, batch, ...).
     """
 
-    def __init__(self, model: keras.Model, batches: tf.data.Dataset, *, xla: bool) -> None:
+    def __init__(self, model: keras.Model, batches: tf.data.Dataset, *, xla: bool, in_chunks: bool = False) -> None:
         self._model = model
-        self._iterator = iter(batches)
-        self._execute = _make_execution(model, xla)
+        self._execute = (_execution_on_chunks if in_chunks else _execution)(model, iter(batches), xla)
         self._seconds_per_step = math.inf
 
     def run(self, start: int, stop_at: Callable[[int], int]) -> Iterator[tuple[int, Logs]]:
@@ -68,9 +68,9 @@ class Loop:
         """
         step = start
         while True:
-            count = min(stop_at(step) - step, self._affordable())
             begin = time.perf_counter()
-            logs = {name: float(value) for name, value in self._execute(self._iterator, tf.constant(count)).items()}
+            count, values = self._execute(min(stop_at(step) - step, self._affordable()))
+            logs = {name: float(value) for name, value in values.items()}
             self._seconds_per_step = (time.perf_counter() - begin) / count
             step += count
             if not math.isfinite(logs["loss"]):
@@ -86,21 +86,52 @@ class Loop:
         return max(1, min(_MOST_STEPS, int(_EXECUTION_SECONDS / self._seconds_per_step)))
 
 
-def _make_execution(model: keras.Model, xla: bool) -> Callable[..., Any]:
-    """A graph that runs a number of training steps, given when it is called."""
+_Execution = Callable[[int], tuple[int, dict[str, Any]]]
+"""Runs some steps, at most as many as it is given; how many it has run, and the running means."""
 
-    @tf.function(jit_compile=xla, reduce_retracing=True)
-    def train_step(batch: Any) -> Any:
-        return model.train_step(batch)
+
+def _execution(model: keras.Model, batches: Any, xla: bool) -> _Execution:
+    """One graph takes the batches of all its steps from the stream."""
+    train_step = _train_step(model, xla)
 
     @tf.function(reduce_retracing=True)
-    def execution(iterator: Any, count: Any) -> Any:
-        logs = train_step(next(iterator))
+    def run_steps(batches: Any, count: Any) -> Any:
+        logs = train_step(next(batches))
         for _ in tf.range(count - 1):
-            logs = train_step(next(iterator))
+            logs = train_step(next(batches))
         return logs
 
-    made: Callable[..., Any] = execution
+    return lambda most: (most, run_steps(batches, tf.constant(most)))
+
+
+def _execution_on_chunks(model: keras.Model, chunks: Any, xla: bool) -> _Execution:
+    """The graph cuts its batches out of a chunk: taking each from a stream would cost as much as a small step."""
+    train_step = _train_step(model, xla)
+    number = tf.TensorSpec((), tf.int32)
+
+    @tf.function(input_signature=[chunks.element_spec, number, number])  # one graph for chunks of all sizes
+    def run_steps(chunk: Any, first: Any, last: Any) -> Any:
+        logs = train_step(tf.nest.map_structure(lambda tensor: tensor[first], chunk))
+        for step in tf.range(first + 1, last + 1):
+            logs = train_step(tf.nest.map_structure(lambda tensor: tensor[step], chunk))  # noqa: B023, called at once
+        return logs
+
+    chunk, done, steps = None, 0, 0
+
+    def execute(most: int) -> tuple[int, dict[str, Any]]:
+        nonlocal chunk, done, steps
+        if done == steps:
+            chunk, done = next(chunks), 0
+            steps = int(tf.nest.flatten(chunk)[0].shape[0])
+        count = min(most, steps - done)
+        done += count
+        return count, run_steps(chunk, tf.constant(done - count), tf.constant(done - 1))
+
+    return execute
+
+
+def _train_step(model: keras.Model, xla: bool) -> Callable[[Any], Any]:
+    made: Callable[[Any], Any] = tf.function(model.train_step, jit_compile=xla, reduce_retracing=True)
     return made
 
 

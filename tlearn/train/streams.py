@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 EXTRACTION_BATCH = 32
 """Images in one call of the frozen part: fixed, so that features do not depend on a run's batch size."""
 
-_CHUNK_STEPS = 64  # steps whose features are read at once, where they are small
+_CHUNK_STEPS = 256  # steps whose features are read at once, where they are small
 _CHUNK_BYTES = 1 << 24  # and where they are not; a few times this is in memory at a time
-_AHEAD = 8  # steps that are cut out of what was read before they are needed
 
 
 class Streams:
@@ -65,7 +64,8 @@ class Streams:
     def features(self, stage: Stage, features: StageFeatures, start: int, stop: int) -> tf.data.Dataset:
         """The training stream of a stage that keeps features: in place of each image, its features.
 
-        Order, targets and weights are those of ``training``; epoch e takes view e modulo the number of views.
+        Order, targets and weights are those of ``training``; epoch e takes view e modulo the number of views. The
+        steps come in chunks: every tensor is (steps, batch, ...), and their number varies.
         """
         images = len(self._data.train)
         order = EpochOrder(np.arange(images), self._config.data.batch_size, self._config.seed)
@@ -77,7 +77,7 @@ class Streams:
             return (*features.train.take(positions + views * images), self._labels(self._data.train[positions]))
 
         steps = _chunks(start, stop, self._plan.steps_per_epoch, self._steps_at_once(features.train.layout))
-        return self._feature_batches(steps, read, features.train.layout, self._targets(stage))
+        return self._feature_chunks(steps, read, features.train.layout, self._targets(stage))
 
     def validation_features(self, features: StageFeatures) -> tf.data.Dataset:
         """Features of the validation images in place of ``evaluation``."""
@@ -89,16 +89,16 @@ class Streams:
 
         count = math.ceil(images / size)
         steps = _chunks(0, count, count, self._steps_at_once(features.val.layout))
-        return self._feature_batches(steps, read, features.val.layout, self._targets(None))
+        return self._feature_chunks(steps, read, features.val.layout, self._targets(None)).unbatch()
 
-    def _feature_batches(
+    def _feature_chunks(
         self,
         chunks: np.ndarray,
         read: Callable[[range], tuple[np.ndarray, ...]],
         layout: Layout,
         targets: Callable[..., Any],
     ) -> tf.data.Dataset:
-        """Batches of features; a call of Python costs more than a small step, so one call reads many steps.
+        """Steps on features, many at once: a call of Python, or of tf.data, costs more than a small step does.
 
         Args:
             chunks: int (n, 2), the steps to read at once, from first to before last.
@@ -119,7 +119,7 @@ class Streams:
             return targets(tuple(tensors), labels)
 
         steps = tf.data.Dataset.from_tensor_slices((chunks[:, 0], chunks[:, 1]))
-        return steps.map(load).prefetch(2).unbatch().prefetch(_AHEAD)
+        return steps.map(load).prefetch(2)
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
         table = self._data.table

@@ -175,7 +175,7 @@ class Trainer:
         else:
             batches = self._streams.features(stage, features, first, last)
         validate = self._validation(session, features)
-        loop = Loop(session.model, batches, xla=uses_xla(self._config, stage))
+        loop = Loop(session.model, batches, xla=uses_xla(self._config, stage), in_chunks=features is not None)
         self._begin_epoch(session, plan)
         for step, logs in guarded(loop.run(progress.step, lambda step: self._boundary(plan, step))):
             progress.global_step += step - progress.step
