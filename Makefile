@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## train on the embedded digits with the embedded weights: no network, under two minutes
 	@$(BIN)/python -m tlearn.train $(ARGS)
-	@echo "Look at it:  $(BIN)/tensorboard --logdir runs"
+	@echo "Look at it:  $(BIN)/tensorboard --logdir runs"; echo "Go on with:  . $(BIN)/activate"
 
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15 $(ARGS)

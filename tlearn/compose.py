@@ -130,7 +130,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
-            problems.append(Problem(text, str(error).splitlines()[0], "write overrides as key=value"))
+            key, equals, value = text.partition("=")
+            fix = f"quote the value: \"{key}='{value}'\"" if equals else "write overrides as key=value"
+            problems.append(Problem(text, str(error).splitlines()[0], fix))
     if problems:
         raise ConfigError(problems)
     return parsed
@@ -235,4 +237,8 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         message = " ".join(str(error).split())
         if str(cause) not in message:
             message += f" ({' '.join(str(cause).split())})"
+        stage = re.search(r"schedule\.stages\.\d+", message)
+        if stage and "out of range" in message:
+            fix = "stages count from 0; python -m tlearn.plan shows those of the schedule"
+            raise ConfigError(Problem(stage[0], "the schedule has no such stage", fix)) from error
         raise ConfigError(Problem("config", message)) from error

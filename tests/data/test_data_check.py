@@ -112,9 +112,12 @@ def test_only_the_given_rows_are_looked_at(folder):
 
 
 def test_auto_looks_closely_only_at_what_is_small(folder, monkeypatch):
-    assert check(folder, Check.auto).mode is Check.decode
+    source, rows = index_folder(folder, max_pixels=1000), np.arange(12)
+    assert check_images(source, rows, mode=Check.auto).mode is Check.decode
     monkeypatch.setattr("tlearn.data.check.AUTO_DECODES", 11)
-    assert check(folder, Check.auto).mode is Check.header
+    assert check_images(source, rows, mode=Check.auto).mode is Check.header
+    # what is left out must be found before training
+    assert check_images(source, rows, mode=Check.auto, on_error=OnError.skip).mode is Check.decode
 
 
 def test_progress_ends_at_all(folder):

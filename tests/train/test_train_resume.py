@@ -254,3 +254,18 @@ def test_terminated_resumed_killed_and_resumed(
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert_same(resume(folder), tiny_fit(*overrides))
+
+
+def test_a_run_on_a_relative_folder_is_resumed_from_elsewhere(
+    pictures: Path, tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    config = tiny_config(
+        "data.name=folder", f"data.path={pictures.name}", "data.options={}", f"run_dir={tmp_path / 'r'}"
+    )
+    with pytest.raises(Stopped):
+        fit(config, should_stop=lambda: True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert resume(tmp_path / "r").summary["status"] == "finished"

@@ -55,11 +55,10 @@ def _run(overrides: list[str]) -> int:
     """One run, from overrides alone."""
     from tlearn.compose import load_config
 
-    config = load_config(overrides)
-    if config.resume is not None and len(overrides) > 1:
+    if len(overrides) > 1 and any(override.startswith("resume=") for override in overrides):
         fix = "a run goes on with the config it began with; for a new run from its weights: backbone.weights=RUN"
         raise ConfigError(Problem("resume", "takes no other override", fix))
-    return execute(config, overrides)
+    return execute(load_config(overrides), overrides)
 
 
 def execute(config: Config, overrides: list[str]) -> int:

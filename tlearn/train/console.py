@@ -39,10 +39,11 @@ class Terminal:
 
     def print(self, *what: RenderableType) -> None:
         """Print, and log as plain text."""
-        self._console.print(*what)
+        whole = all(isinstance(part, str) for part in what)  # a command broken in two could not be pasted
+        self._console.print(*what, soft_wrap=whole)
         if self._log is not None:
             with open(self._log, "a", encoding="utf-8") as file:
-                Console(file=file, width=_PLAIN_WIDTH, highlight=False, markup=False).print(*what)
+                Console(file=file, width=_PLAIN_WIDTH, highlight=False, markup=False).print(*what, soft_wrap=whole)
 
     def start_epoch(self, label: str, steps: int, done: int) -> None:
         """Begin the bar of an epoch."""
