@@ -45,7 +45,7 @@ def train(folder: Path, *overrides: str) -> Path:
 
 @contextlib.contextmanager
 def shared_folder(name: str, factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that all worker processes of this session share, held by one at a time."""
+    """A folder that all worker processes of a test run share, held by one at a time."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"verbs-{name}"
     folder.mkdir(exist_ok=True)
