@@ -131,7 +131,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
             key, equals, value = text.partition("=")
-            fix = f"quote the value: \"{key}='{value}'\"" if equals else "write overrides as key=value"
+            fix = "write overrides as key=value"
+            if equals:
+                fix += f", and quote a value with other signs: \"{key}='{value}'\""
             problems.append(Problem(text, str(error).splitlines()[0], fix))
     if problems:
         raise ConfigError(problems)
