@@ -23,11 +23,11 @@ class UserError(Exception):
     """Wrong input. The command line prints its problems without a traceback and exits with status 2.
 
     Args:
-        problems: everything found wrong, in the order a person would mend it.
+        problems: everything found wrong, in the order a person would mend it; each is said once.
     """
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
-        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(dict.fromkeys(problems))
         super().__init__("\n".join(map(str, self.problems)))
 
 

@@ -7,14 +7,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 
 
+@cache
 def import_tensorflow() -> None:
     """Import TensorFlow and Keras and look for devices, which is when the writing happens. Takes some seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if "tensorflow" in sys.modules and "keras" in sys.modules:
-        return
-    with _hidden_stderr():
+    with native_output_hidden():
         import keras  # noqa: F401
         import tensorflow as tf
 
@@ -22,12 +22,17 @@ def import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def _hidden_stderr() -> Iterator[None]:
-    """Nothing is written to file descriptor 2; it is shown after all when an exception leaves the block."""
+def native_output_hidden() -> Iterator[None]:
+    """What C++ code writes to standard error is hidden; what Python writes there is shown.
+
+    When an exception leaves the block, what was hidden is shown after all.
+    """
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
+    python, kept = sys.stderr, os.dup(2)
+    with tempfile.TemporaryFile() as sink, os.fdopen(os.dup(2), "w", buffering=1) as visible:
         os.dup2(sink.fileno(), 2)
+        if _is_descriptor_2(python):
+            sys.stderr = visible
         try:
             yield
         except BaseException:
@@ -36,5 +41,14 @@ def _hidden_stderr() -> Iterator[None]:
             raise
         finally:
             sys.stderr.flush()
+            sys.stderr = python
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def _is_descriptor_2(stream: object) -> bool:
+    """A notebook, or a test, may have put another stream in the place of standard error."""
+    try:
+        return stream.fileno() == 2  # type: ignore[attr-defined, no-any-return]
+    except (AttributeError, OSError):
+        return False

@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from tlearn.errors import ConfigError, Problem, did_you_mean
+from tlearn.quiet import native_output_hidden
 
 T = TypeVar("T")
 
@@ -72,6 +73,7 @@ def load_plugins() -> None:
     loaders |= {f"TLEARN_PLUGINS: {name}": partial(importlib.import_module, name) for name in named}
     for where, load in loaders.items():
         try:
-            load()
+            with native_output_hidden():  # a module that defines layers imports TensorFlow
+                load()
         except Exception as error:
             raise ConfigError(Problem(where, f"could not be imported: {error!r}")) from error

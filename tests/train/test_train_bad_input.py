@@ -409,7 +409,25 @@ def test_a_plugin_that_cannot_be_imported(run_cli: Callable[..., Any], tmp_path:
     env = {"TLEARN_PLUGINS": "wrong_plugin", "PYTHONPATH": f"{Path(__file__).parent.parent.parent}:{tmp_path}"}
     done = run_cli("train", "head.name=mine", "backbone.weights=null", env=env)
     done.assert_user_error("TLEARN_PLUGINS: wrong_plugin", "no_such_module")
+    assert done.stderr.count("no_such_module") == 1
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["wrong_plugin.py"]
+
+
+def test_a_plugin_that_imports_keras_first_is_quiet(run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "own_head.py").write_text("""
+import sys
+import keras
+import tlearn
+print("said by the plugin", file=sys.stderr)
+
+@tlearn.register_head("own")
+def own(features, classes):
+    return keras.layers.Dense(classes, dtype="float32")(keras.layers.GlobalAveragePooling2D()(features))
+""")
+    env = {"TLEARN_PLUGINS": "own_head", "PYTHONPATH": f"{Path(__file__).parent.parent.parent}:{tmp_path}"}
+    done = run_cli("plan", "head.name=own", "data.per_class=5", env=env)
+    assert done.status == 0
+    assert done.stderr.splitlines() == ["said by the plugin"]
 
 
 def test_the_command_is_quiet_about_python(run_cli: Callable[..., Any]) -> None:

@@ -157,11 +157,12 @@ def test_weight_decay_leaves_biases_and_norms_alone(name: str, tiny_config: Make
         np.testing.assert_array_equal(moved[1][key], moved[0][key])
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_block_decay_shrinks_the_rate_block_by_block(name: str, tiny_config: Make) -> None:
+@pytest.mark.parametrize(("name", "weight_decay"), [("sgd", 0.0), ("sgd", 0.5), ("adam", 0.0), ("adamw", 0.5)])
+def test_block_decay_shrinks_the_rate_block_by_block(name: str, weight_decay: float, tiny_config: Make) -> None:
     moved = []
     for decay in ("null", "0.5"):
-        prepared = prepare(tiny_config(*ALL, f"optimizer={name}", f"optimizer.block_decay={decay}"))
+        overrides = (f"optimizer.block_decay={decay}", f"optimizer.weight_decay={weight_decay}")
+        prepared = prepare(tiny_config(*ALL, f"optimizer={name}", *overrides))
         session, before = session_of(prepared), values(prepared)
         for number in range(2):
             session.model.train_step(batch(number))

@@ -203,16 +203,28 @@ def build_optimizer(
 
 
 def _with_factors(kind: Any, factors: Mapping[str, float]) -> Any:
-    """An optimizer class whose rate differs by variable.
+    """An optimizer class whose rate differs by variable, for the gradient's step and for weight decay alike.
 
     Scaling the rate, unlike scaling the gradient, means the same for Adam as for SGD.
     """
 
     class PerVariableRate(kind):
+        weight_decay: float | None
+
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             # what comes in is TensorFlow's own variable, which has no path
             path = self._trainable_variables[self._get_variable_index(variable)].path
             super().update_step(gradient, variable, learning_rate * factors.get(path, 1.0))
+
+        def _apply_weight_decay(self, variables: Any) -> None:
+            by_factor: dict[float, list[Any]] = {}
+            for variable in variables:
+                by_factor.setdefault(factors.get(variable.path, 1.0), []).append(variable)
+            decay = self.weight_decay
+            for factor, members in by_factor.items():
+                self.weight_decay = decay and decay * factor  # read while the step is traced
+                super()._apply_weight_decay(members)
+            self.weight_decay = decay
 
     return PerVariableRate
 
