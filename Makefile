@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench build constraints clean
+.PHONY: help venv demo test slow lint format bench build constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -28,8 +28,11 @@ demo: $(STAMP) ## train on the embedded digits with the embedded weights: no net
 	@$(BIN)/python -m tlearn.train $(ARGS)
 	@echo "Look at it:  $(BIN)/tensorboard --logdir runs"; echo "Go on with:  . $(BIN)/activate"
 
-test: $(STAMP) ## run all tests
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15 $(ARGS)
+test: $(STAMP) ## run the tests, under ten minutes on two cores
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15 -m "not slow" $(ARGS)
+
+slow: $(STAMP) ## run the tests marked slow: long proofs, large networks
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15 -m slow $(ARGS)
 
 lint: $(STAMP) ## check style, format and types
 	@$(BIN)/ruff check --quiet .
