@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.backbones.naming import stable_names, variable_keys
-from tlearn.config import AugmentConfig, DataConfig
-from tlearn.data import ImageSource, fingerprint
+from tlearn.config import AugmentConfig
+from tlearn.data import ImageSource, Reading, fingerprint
 from tlearn.train.classifier import Classifier
 from tlearn.train.feature_cache import Layout
 from tlearn.train.frontier import Frontier, is_of_keras
@@ -32,7 +32,7 @@ _VERSIONS = ("tlearn", "tensorflow", "keras", "numpy", "pillow", "albumentations
 def feature_key(
     source: ImageSource,
     rows: NDArray[Any],
-    reading: DataConfig,
+    reading: Reading,
     prefix: str,
     layout: Layout,
     augment: AugmentConfig | None,

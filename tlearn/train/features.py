@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tlearn.backbones.naming import stable_names
 from tlearn.config import CacheMode, Config
-from tlearn.data import Data, fingerprint
+from tlearn.data import Data, Reading, fingerprint
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
 from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, cache_folder
@@ -355,8 +355,9 @@ class FeatureMaker:
     def _entry(self, split: str, frontier: Frontier, prefix: str, layout: Layout) -> _Wanted:
         config, backbone = self._config, self._classifier.backbone
         augment = config.augment if self._is_changed(split) else None
+        reading = Reading.of(config.data, backbone.image_size)
         key = feature_key(
-            self._data.source, self._rows(split), config.data, prefix, layout, augment=augment, seed=config.seed
+            self._data.source, self._rows(split), reading, prefix, layout, augment=augment, seed=config.seed
         )
         tensors = ", ".join(tensor_names(self._classifier, frontier))
         about = f"{backbone.spec.name} {backbone.image_size} px, {config.data.name} {split}: {tensors}"
