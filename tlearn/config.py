@@ -80,6 +80,13 @@ class Interpolation(Enum):
     lanczos = "lanczos"
 
 
+class Decoding(Enum):
+    """How many of a JPEG's pixels are decoded."""
+
+    exact = "exact"
+    scaled = "scaled"
+
+
 class OnError(Enum):
     """What an unreadable image does to a run."""
 
@@ -218,6 +225,9 @@ class DataConfig:
     resize: Resize = option(Resize.crop, "crop the centre | stretch | pad with black")
     crop_fraction: float = option(1.0, "resize=crop: side of the centre square as a share of the shorter side")
     interpolation: Interpolation = option(Interpolation.bilinear, "nearest | bilinear | bicubic | lanczos")
+    decode: Decoding = option(
+        Decoding.exact, "exact | scaled: JPEGs at the least of 1/2, 1/4, 1/8 of their size that has pixels enough"
+    )
     max_pixels: int = option(100_000_000, "images with more pixels are refused (decompression bombs)")
     on_error: OnError = option(OnError.stop, "unreadable image: stop with the list | skip and list")
     check: Check = option(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from tlearn.config import DataConfig
 from tlearn.data import Reading, Split, UnreadableImage
-from tlearn.data.decode import EXTENSIONS, open_rgb
+from tlearn.data.decode import EXTENSIONS, Excess, open_rgb
 from tlearn.data.folder import class_folders
 from tlearn.data.source import stamp_of
 from tlearn.data.table import key_array
@@ -139,14 +139,17 @@ class FileImages:
 
     def load(self, row: int, reading: Reading) -> NDArray[np.uint8]:
         """uint8 (S, S, 3). Raises UnreadableImage."""
-        return reading.square(self.picture(row, reading))
+        return reading.square(self._open(row, reading, reading.excess))
 
     def picture(self, row: int, reading: Reading) -> Image.Image:
         """The whole image, upright, mode RGB. Raises UnreadableImage."""
+        return self._open(row, reading, None)
+
+    def _open(self, row: int, reading: Reading, excess: Excess | None) -> Image.Image:
         path = self.name(row)
         if os.path.exists(path) and stamp_of(path)[0] < 0:  # opening a pipe would wait for ever
             raise UnreadableImage(path, "is a folder without images" if os.path.isdir(path) else "is not a file")
-        return open_rgb(path, max_pixels=reading.max_pixels)
+        return open_rgb(path, max_pixels=reading.max_pixels, excess=excess)
 
     def stamps(self) -> Iterator[tuple[int, int]]:
         """(size, modification time in nanoseconds) of each file."""

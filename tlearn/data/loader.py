@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tlearn.data.augment import Augmenter
 from tlearn.data.decode import Pixels
@@ -88,7 +89,7 @@ class Loader:
             return self._square(row)
         if not self._augmenter.crops:
             return self._augmenter(self._square(row), epoch=epoch, row=row)
-        whole = self._source.read(row)
+        whole = np.asarray(self._opened(row))
         cropped = self._augmenter.crop(whole, epoch=epoch, row=row)
         return self._augmenter(self._reading.square(whole) if cropped is None else cropped, epoch=epoch, row=row)
 
@@ -96,11 +97,21 @@ class Loader:
         kept = self._cache.get(row) if self._cache else None
         if kept is not None:
             return kept
-        source = self._source
-        image = self._reading.square(source.open(row) if isinstance(source, FileSource) else source.read(row))
+        image = self._reading.square(self._opened(row))
         if self._cache:
             self._cache.put(row, image)
         return image
+
+    def _opened(self, row: int) -> Pixels | Image.Image:
+        source = self._source
+        return source.open(row, self._excess) if isinstance(source, FileSource) else source.read(row)
+
+    def _excess(self, width: int, height: int) -> float:
+        """Decoded alike in all epochs, a picture must do for every random crop that it may get."""
+        excess = self._reading.excess(width, height)
+        if self._augmenter is None or not self._augmenter.crops:
+            return excess
+        return min(excess, self._augmenter.excess(width, height))
 
 
 def _memory() -> int | None:

@@ -52,7 +52,7 @@ def feature_key(
         "format": _FORMAT,
         "versions": {name: _version(name) for name in _VERSIONS},
         "images": fingerprint(source, rows),
-        "reading": [reading.resize, reading.crop_fraction, reading.interpolation],
+        "reading": [reading.resize, reading.crop_fraction, reading.interpolation, reading.decode],
         "augment": augment and {**asdict(augment), "name": None, "seed": seed},
         "prefix": prefix,
         "layout": asdict(layout),
