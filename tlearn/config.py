@@ -163,6 +163,15 @@ class FeatureType(Enum):
     float16 = "float16"
 
 
+class PrefixEngine(Enum):
+    """How the frozen part of a model is computed when features are made."""
+
+    auto = "auto"
+    graph = "graph"
+    xla = "xla"
+    folded = "folded"
+
+
 class Keep(Enum):
     """Which weights become the final model."""
 
@@ -485,6 +494,17 @@ class CacheConfig:
 
 
 @dataclass
+class PrefixConfig:
+    """How the frozen part of the model is computed when its features are made."""
+
+    engine: PrefixEngine = option(
+        PrefixEngine.auto,
+        "graph | xla | folded (batch norm worked into the layer before it; differs in rounding) | "
+        "auto: folded where the run is deterministic, else the fastest in a short trial",
+    )
+
+
+@dataclass
 class Every:
     """How often; with several units set, whichever is due first."""
 
@@ -535,5 +555,6 @@ class Config:
     schedule: ScheduleConfig = option(ScheduleConfig(), "stages")
     loss: LossConfig = option(LossConfig(), "what is minimised")
     cache: CacheConfig = option(CacheConfig(), "features of frozen layers, computed once")
+    prefix: PrefixConfig = option(PrefixConfig(), "how features are computed")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
     log: LogConfig = option(LogConfig(), "what is written for people")

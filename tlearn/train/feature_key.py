@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.backbones.naming import stable_names, variable_keys
-from tlearn.config import AugmentConfig
+from tlearn.config import AugmentConfig, PrefixEngine
 from tlearn.data import ImageSource, Reading, fingerprint
 from tlearn.train.classifier import Classifier
 from tlearn.train.feature_cache import Layout
@@ -35,6 +35,7 @@ def feature_key(
     reading: Reading,
     prefix: str,
     layout: Layout,
+    engine: PrefixEngine,
     augment: AugmentConfig | None,
     seed: int,
 ) -> str:
@@ -45,6 +46,7 @@ def feature_key(
         reading: how a file becomes a square of pixels.
         prefix: ``prefix_hash`` of what is computed of them.
         layout: of the entry; its rows say how many views there are.
+        engine: how they are computed; ``auto``: any way, the numbers of all agree but for rounding.
         augment: random changes; None: none, and ``seed`` does not matter.
         seed: of the changes.
     """
@@ -56,6 +58,7 @@ def feature_key(
         "augment": augment and {**asdict(augment), "name": None, "seed": seed},
         "prefix": prefix,
         "layout": asdict(layout),
+        "engine": engine,
     }
     return hashlib.sha256(_json(ingredients)).hexdigest()[:32]
 
