@@ -86,12 +86,12 @@ def _fit(data: DataConfig, stage: tlearn.Stage, weights: str | None, rate: float
 
 
 def _random_features(loaded: Any) -> tuple[np.ndarray, ...]:
-    from tlearn.data import evaluation_batches
+    from tlearn.data import Reading, evaluation_batches
 
     backbone = tlearn.build_backbone("mobilenet", alpha=0.25, image_size=IMAGE_SIZE)
     features, labels = [], []
     for rows in (loaded.train, loaded.val):
-        batches = list(evaluation_batches(loaded.source, rows, image_size=IMAGE_SIZE, batch_size=64))
+        batches = list(evaluation_batches(loaded.source, rows, Reading(IMAGE_SIZE), batch_size=64))
         maps = [np.asarray(backbone.model()(images, training=False)) for images, _ in batches]
         features.append(np.concatenate(maps).mean(axis=(1, 2)))
         labels.append(np.concatenate([truth.numpy() for _, truth in batches]))

@@ -80,6 +80,13 @@ class Interpolation(Enum):
     lanczos = "lanczos"
 
 
+class Decoding(Enum):
+    """How many of a JPEG's pixels are decoded."""
+
+    exact = "exact"
+    scaled = "scaled"
+
+
 class OnError(Enum):
     """What an unreadable image does to a run."""
 
@@ -156,6 +163,15 @@ class FeatureType(Enum):
     float16 = "float16"
 
 
+class PrefixEngine(Enum):
+    """How the frozen part of a model is computed when features are made."""
+
+    auto = "auto"
+    graph = "graph"
+    xla = "xla"
+    folded = "folded"
+
+
 class Keep(Enum):
     """Which weights become the final model."""
 
@@ -218,6 +234,9 @@ class DataConfig:
     resize: Resize = option(Resize.crop, "crop the centre | stretch | pad with black")
     crop_fraction: float = option(1.0, "resize=crop: side of the centre square as a share of the shorter side")
     interpolation: Interpolation = option(Interpolation.bilinear, "nearest | bilinear | bicubic | lanczos")
+    decode: Decoding = option(
+        Decoding.exact, "exact | scaled: JPEGs at the least of 1/2, 1/4, 1/8 of their size that has pixels enough"
+    )
     max_pixels: int = option(100_000_000, "images with more pixels are refused (decompression bombs)")
     on_error: OnError = option(OnError.stop, "unreadable image: stop with the list | skip and list")
     check: Check = option(
@@ -475,6 +494,17 @@ class CacheConfig:
 
 
 @dataclass
+class PrefixConfig:
+    """How the frozen part of the model is computed when its features are made."""
+
+    engine: PrefixEngine = option(
+        PrefixEngine.auto,
+        "graph | xla | folded (batch norm worked into the layer before it; differs in rounding) | "
+        "auto: folded where the run is deterministic, else the fastest in a short trial",
+    )
+
+
+@dataclass
 class Every:
     """How often; with several units set, whichever is due first."""
 
@@ -525,5 +555,6 @@ class Config:
     schedule: ScheduleConfig = option(ScheduleConfig(), "stages")
     loss: LossConfig = option(LossConfig(), "what is minimised")
     cache: CacheConfig = option(CacheConfig(), "features of frozen layers, computed once")
+    prefix: PrefixConfig = option(PrefixConfig(), "how features are computed")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
     log: LogConfig = option(LogConfig(), "what is written for people")

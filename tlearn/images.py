@@ -18,9 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlearn.config import DataConfig, Interpolation, Resize
-from tlearn.data import Split, UnreadableImage, resize
-from tlearn.data.decode import EXTENSIONS, open_rgb
+from tlearn.config import DataConfig
+from tlearn.data import Reading, Split, UnreadableImage
+from tlearn.data.decode import EXTENSIONS, Excess, open_rgb
 from tlearn.data.folder import class_folders
 from tlearn.data.source import stamp_of
 from tlearn.data.table import key_array
@@ -32,33 +32,6 @@ ImageInput = Any
 """Paths of images or folders, one or several; or arrays: one image (h, w, 3), many (n, h, w, 3), or a list of them."""
 
 _AHEAD = 2  # batches read while one is being computed
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How an image becomes the square that a network takes; see ``tlearn.data.decode.resize``.
-
-    Attributes:
-        image_size: side of the square, pixels.
-        resize, crop_fraction, interpolation: how a photograph of any shape becomes it.
-        max_pixels: larger images are refused.
-    """
-
-    image_size: int
-    resize: Resize = Resize.crop
-    crop_fraction: float = 1.0
-    interpolation: Interpolation = Interpolation.bilinear
-    max_pixels: int = DataConfig().max_pixels
-
-    def square(self, image: NDArray[np.uint8] | Image.Image, size: int | None = None) -> NDArray[np.uint8]:
-        """The square, uint8 (size, size, 3); ``size`` None: ``image_size``."""
-        return resize(
-            image,
-            size or self.image_size,
-            mode=self.resize,
-            crop_fraction=self.crop_fraction,
-            interpolation=self.interpolation,
-        )
 
 
 class Images(Protocol):
@@ -166,14 +139,17 @@ class FileImages:
 
     def load(self, row: int, reading: Reading) -> NDArray[np.uint8]:
         """uint8 (S, S, 3). Raises UnreadableImage."""
-        return reading.square(self.picture(row, reading))
+        return reading.square(self._open(row, reading, reading.excess))
 
     def picture(self, row: int, reading: Reading) -> Image.Image:
         """The whole image, upright, mode RGB. Raises UnreadableImage."""
+        return self._open(row, reading, None)
+
+    def _open(self, row: int, reading: Reading, excess: Excess | None) -> Image.Image:
         path = self.name(row)
         if os.path.exists(path) and stamp_of(path)[0] < 0:  # opening a pipe would wait for ever
             raise UnreadableImage(path, "is a folder without images" if os.path.isdir(path) else "is not a file")
-        return open_rgb(path, max_pixels=reading.max_pixels)
+        return open_rgb(path, max_pixels=reading.max_pixels, excess=excess)
 
     def stamps(self) -> Iterator[tuple[int, int]]:
         """(size, modification time in nanoseconds) of each file."""

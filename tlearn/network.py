@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from tlearn.backbones import Backbone, build_backbone, check_backbone, get_spec, load_weights, stable_names
 from tlearn.config import Config, Interpolation, OnError, Output, Pooling, Resize
+from tlearn.data import Reading
 from tlearn.errors import ConfigError, DataError, Problem, UserError, did_you_mean
 from tlearn.heads import HEADS
 from tlearn.imagenet import imagenet_classes
-from tlearn.images import Batch, ImageInput, Images, Reading, as_images, batches
+from tlearn.images import Batch, ImageInput, Images, as_images, batches
 from tlearn.quiet import import_tensorflow
 from tlearn.train.run import Run, resolve_weights
 
@@ -440,7 +441,7 @@ def backbone(
         input_tensor: a ``KerasTensor`` of yours to build on, (batch, S, S, 3), RGB 0..255. ``model`` then starts where
             your tensor does.
         options: of a registered backbone.
-        resize, crop_fraction, interpolation, max_pixels: how image files are read, see ``tlearn.images.Reading``.
+        resize, crop_fraction, interpolation, max_pixels: how image files are read, see ``tlearn.data.Reading``.
 
     Raises:
         ConfigError, WeightsError: as ``tlearn.build_backbone`` does.
@@ -510,19 +511,12 @@ def load(run: str | os.PathLike[str] | Run) -> Network:
         opened.model_file, classifier.model.layers, network=f"the run {opened.path.name}", where=str(opened.path)
     )
     model = classifier.finished(Output.probabilities)
-    data = config.data
     return Network(
         backbone=classifier.backbone,
         model=model,
         scores=model.output,
         head_layers=(*classifier.head_layers, model.layers[-1]),
-        reading=Reading(
-            config.backbone.image_size or get_spec(config.backbone.name).image_size,
-            data.resize,
-            data.crop_fraction,
-            data.interpolation,
-            data.max_pixels,
-        ),
+        reading=Reading.of(config.data, config.backbone.image_size or get_spec(config.backbone.name).image_size),
         classes=(*classes, *(f"output {index}" for index in range(len(classes), classifier.classes))),
         multi_label=multi_label,
         run=opened,

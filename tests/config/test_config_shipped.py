@@ -75,7 +75,7 @@ def test_data_are_planned(name: str, pictures: Path) -> None:
 
 @pytest.mark.parametrize("name", of_group("augment"))
 def test_augmentations_are_planned_and_drawn(name: str) -> None:
-    from tlearn.data import load_data, training_batches
+    from tlearn.data import Reading, load_data, training_batches
     from tlearn.train.api import make_plan
 
     config = load_config([f"augment={name}", *TINY, *STRIPES])
@@ -83,7 +83,7 @@ def test_augmentations_are_planned_and_drawn(name: str) -> None:
     assert make_plan(config).steps > 0
     data = load_data(config.data, image_size=16, seed=1)
     batches = training_batches(
-        data.source, data.train, image_size=16, batch_size=8, seed=1, steps=1, augment=config.augment
+        data.source, data.train, Reading(16), batch_size=8, seed=1, steps=1, augment=config.augment
     )
     ((images, _),) = batches.as_numpy_iterator()
     assert images.shape == (8, 16, 16, 3)

@@ -14,6 +14,7 @@ from tlearn.config import AugmentConfig, ColorJitter, DataConfig, Flip, RandAugm
 from tlearn.data import (
     ArraySource,
     PixelCache,
+    Reading,
     UnreadableImage,
     batches_per_epoch,
     evaluation_batches,
@@ -68,7 +69,7 @@ def numbers(batches):
 
 def test_each_epoch_is_another_permutation():
     source = Counting(10)
-    stream = training_batches(source, np.arange(10), image_size=4, batch_size=4, seed=0, steps=9)
+    stream = training_batches(source, np.arange(10), Reading(4), batch_size=4, seed=0, steps=9)
     rows = numbers(taken(stream))
     assert [len(batch) for batch in rows] == [4, 4, 2] * 3
     epochs = [[*rows[start], *rows[start + 1], *rows[start + 2]] for start in (0, 3, 6)]
@@ -77,7 +78,7 @@ def test_each_epoch_is_another_permutation():
 
 
 def test_labels_belong_to_their_images():
-    stream = training_batches(Counting(30), np.arange(5, 30), image_size=4, batch_size=7, seed=3, steps=8)
+    stream = training_batches(Counting(30), np.arange(5, 30), Reading(4), batch_size=7, seed=3, steps=8)
     for images, labels in taken(stream):
         assert images.dtype == np.uint8
         assert labels.dtype == np.int32
@@ -86,7 +87,7 @@ def test_labels_belong_to_their_images():
 
 
 def test_the_static_shapes_are_those_of_the_batches():
-    images, labels = training_batches(Counting(5), np.arange(5), image_size=8, batch_size=2, seed=0).element_spec
+    images, labels = training_batches(Counting(5), np.arange(5), Reading(8), batch_size=2, seed=0).element_spec
     assert images == tf.TensorSpec((None, 8, 8, 3), tf.uint8)
     assert labels == tf.TensorSpec((None,), tf.int32)
 
@@ -105,7 +106,7 @@ def test_order_is_a_partition_of_each_epoch(count, batch_size, epoch, seed):
 
 def stream(augment, **options):
     options = {"seed": 5, "steps": 14} | options
-    return training_batches(noise(), np.arange(20), image_size=16, batch_size=6, augment=augment, **options)
+    return training_batches(noise(), np.arange(20), Reading(16), batch_size=6, augment=augment, **options)
 
 
 @pytest.fixture(scope="module", params=[None, AUGMENT, MIXED], ids=["plain", "augmented", "mixed"])
@@ -133,18 +134,18 @@ def test_seeds_do(whole):
 
 def test_nothing_is_read_before_the_first_step():
     source = Counting(12)
-    stream = training_batches(source, np.arange(12), image_size=4, batch_size=4, seed=0, start_step=301, steps=1)
+    stream = training_batches(source, np.arange(12), Reading(4), batch_size=4, seed=0, start_step=301, steps=1)
     rows = numbers(taken(stream))
     assert sorted(source.reads) == sorted(rows[0])
 
 
 def test_a_stream_without_end():
-    stream = training_batches(Counting(3), np.arange(3), image_size=4, batch_size=2, seed=0, workers=1)
+    stream = training_batches(Counting(3), np.arange(3), Reading(4), batch_size=2, seed=0, workers=1)
     assert len(taken(stream, 25)) == 25
 
 
 def test_a_view_is_what_the_training_stream_shows_in_that_epoch():
-    options = {"image_size": 16, "batch_size": 6, "seed": 5, "augment": AUGMENT}
+    options = {"reading": Reading(16), "batch_size": 6, "seed": 5, "augment": AUGMENT}
     trained = taken(training_batches(noise(), np.arange(20), start_step=8, steps=4, **options))  # epoch 2
     order = np.concatenate([EpochOrder(np.arange(20), 6, 5).batch(step)[1] for step in range(8, 12)])
     assert_same(taken(view_batches(noise(), order, epoch=2, **options)), trained)
@@ -154,23 +155,23 @@ def test_a_view_is_what_the_training_stream_shows_in_that_epoch():
 
 def test_evaluation_is_in_order_and_once():
     rows = np.array([7, 1, 4, 0, 9])
-    stream = evaluation_batches(Counting(10), rows, image_size=4, batch_size=2, workers=3)
+    stream = evaluation_batches(Counting(10), rows, Reading(4), batch_size=2, workers=3)
     assert stream.cardinality() == 3
     assert numbers(taken(stream)) == [[7, 1], [4, 0], [9]]
-    assert taken(evaluation_batches(Counting(3), rows[:0], image_size=4, batch_size=2)) == []
+    assert taken(evaluation_batches(Counting(3), rows[:0], Reading(4), batch_size=2)) == []
 
 
 def test_no_training_images():
     with pytest.raises(DataError, match="no training images"):
-        training_batches(Counting(3), np.arange(0), image_size=4, batch_size=2, seed=0)
+        training_batches(Counting(3), np.arange(0), Reading(4), batch_size=2, seed=0)
 
 
 class TestPixelCache:
     def test_each_image_is_read_once(self):
         source = Counting(10)
         cache = PixelCache(10, 4)
-        options = {"image_size": 4, "batch_size": 3, "cache": cache, "workers": 1}
-        plain = training_batches(Counting(10), np.arange(8), image_size=4, batch_size=3, seed=0, steps=9)
+        options = {"reading": Reading(4), "batch_size": 3, "cache": cache, "workers": 1}
+        plain = training_batches(Counting(10), np.arange(8), Reading(4), batch_size=3, seed=0, steps=9)
         assert_same(taken(training_batches(source, np.arange(8), seed=0, steps=9, **options)), taken(plain))
         assert sorted(source.reads) == list(range(8))
         assert numbers(taken(evaluation_batches(source, np.arange(10), **options)))[-1] == [9]
@@ -178,7 +179,7 @@ class TestPixelCache:
 
     def test_augmentation_comes_after_it(self):
         augment = AugmentConfig(horizontal_flip=Flip(p=0.5), color_jitter=ColorJitter(p=1.0))
-        options = {"image_size": 16, "batch_size": 6, "seed": 5, "steps": 12, "augment": augment}
+        options = {"reading": Reading(16), "batch_size": 6, "seed": 5, "steps": 12, "augment": augment}
         cached = training_batches(noise(), np.arange(20), cache=PixelCache(20, 16), workers=4, **options)
         assert_same(taken(cached), taken(training_batches(noise(), np.arange(20), **options)))
 
@@ -193,7 +194,7 @@ def test_a_random_crop_sees_the_whole_image():
     source = ArraySource(np.stack([wide] * 20), np.arange(20) % 2, ("a", "b"))
     augment = AugmentConfig(random_resized_crop=RandomResizedCrop(p=1.0, scale_min=0.1, scale_max=0.3))
     stream = training_batches(
-        source, np.arange(20), image_size=16, batch_size=20, seed=0, steps=1, augment=augment, cache=PixelCache(20, 16)
+        source, np.arange(20), Reading(16), batch_size=20, seed=0, steps=1, augment=augment, cache=PixelCache(20, 16)
     )
     seen = set(np.unique(taken(stream)[0][0]).tolist())
     assert {100, 200} <= seen  # a centre crop would show black only
@@ -205,7 +206,7 @@ class TestMixing:
         images[32:] = 240
         source = ArraySource(images, np.repeat([0, 1], 32), ("dark", "bright"))
         stream = training_batches(
-            source, np.arange(64), image_size=32, batch_size=64, seed=0, steps=1, augment=AugmentConfig(**options)
+            source, np.arange(64), Reading(32), batch_size=64, seed=0, steps=1, augment=AugmentConfig(**options)
         )
         return taken(stream)[0]
 
@@ -241,7 +242,7 @@ class TestMixing:
         assert images.max() <= 255
 
     def test_rand_augment_spares_the_share_it_should(self):
-        options = {"image_size": 24, "batch_size": 40, "seed": 0, "steps": 30}
+        options = {"reading": Reading(24), "batch_size": 40, "seed": 0, "steps": 30}
         augment = AugmentConfig(rand_augment=RandAugment(p=0.25, operations=1, magnitude=1.0))
         operated = taken(training_batches(noise(40), np.arange(40), augment=augment, **options))
         plain = taken(training_batches(noise(40), np.arange(40), **options))
@@ -279,7 +280,7 @@ class Failing(Counting):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_failure_while_reading_comes_out_as_our_error(workers):
     stream = training_batches(
-        Failing(8), np.arange(8), image_size=4, batch_size=2, seed=0, workers=workers, augment=AUGMENT
+        Failing(8), np.arange(8), Reading(4), batch_size=2, seed=0, workers=workers, augment=AUGMENT
     )
     with pytest.raises(tf.errors.OpError) as from_tensorflow:
         taken(stream)
@@ -293,7 +294,7 @@ def test_a_failure_inside_fit_comes_out_as_our_error():
 
     model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    stream = evaluation_batches(Failing(8), np.arange(8), image_size=4, batch_size=2)
+    stream = evaluation_batches(Failing(8), np.arange(8), Reading(4), batch_size=2)
     with pytest.raises(tf.errors.OpError) as from_tensorflow:
         model.fit(stream, verbose=0, shuffle=False)
     with pytest.raises(UnreadableImage, match="went away"):
@@ -309,7 +310,7 @@ def test_flowers_stream_is_what_pillow_says(assets):
     from PIL import Image
 
     data = load_data(DataConfig(name="folder", path=str(assets / "flowers"), check="none"), image_size=64, seed=0)
-    images, labels = taken(evaluation_batches(data.source, data.val[:3], image_size=64, batch_size=3))[0]
+    images, labels = taken(evaluation_batches(data.source, data.val[:3], Reading(64), batch_size=3))[0]
     for image, label, row in zip(images, labels, data.val, strict=False):
         path = Path(data.source.file(row))
         assert path.parent.name == data.classes[label]
@@ -325,7 +326,7 @@ def test_multi_label_batches():
     hot = np.eye(3, dtype=np.uint8)[np.arange(6) % 3]
     source.table = dataclasses.replace(source.table, labels=hot, multi_label=True)
     for augment, dtype in ((None, np.uint8), (AugmentConfig(mixup=0.3), np.float32)):
-        stream = training_batches(source, np.arange(6), image_size=4, batch_size=6, seed=0, steps=1, augment=augment)
+        stream = training_batches(source, np.arange(6), Reading(4), batch_size=6, seed=0, steps=1, augment=augment)
         images, labels = taken(stream)[0]
         assert images.dtype == dtype
         assert labels.dtype == np.float32

@@ -67,6 +67,7 @@ TINY = (
     "data.batch_size=8",
     "data.check=none",
     "log.tensorboard=false",
+    "prefix.engine=graph",  # to compare bit by bit with what is not cached
 )
 
 

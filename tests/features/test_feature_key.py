@@ -95,6 +95,8 @@ def test_other_runs_with_the_same_prefix_share_features(
         ["data.resize=stretch"],
         ["data.crop_fraction=0.9"],
         ["data.interpolation=nearest"],
+        ["data.decode=scaled"],
+        ["prefix.engine=folded"],
         ["backbone.image_size=24"],
         ["schedule.stages.0.unfreeze={last_blocks: 1}"],
         ["schedule.stages.0.unfreeze={from_layer: 5}"],

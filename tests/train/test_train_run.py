@@ -204,13 +204,13 @@ def without_tlearn() -> dict[str, str]:
 
 
 def test_the_summary_is_that_of_the_saved_model(finished: tuple[int, str, str, Run]) -> None:
-    from tlearn.data import evaluation_batches, load_data
+    from tlearn.data import Reading, evaluation_batches, load_data
 
     *_, run = finished
     config = run.config
     data = load_data(config.data, image_size=16, seed=config.seed)
     model, right, total = run.model(), 0, 0
-    batches = evaluation_batches(data.source, data.val, image_size=16, batch_size=7)
+    batches = evaluation_batches(data.source, data.val, Reading(16), batch_size=7)
     for images, labels in batches.as_numpy_iterator():
         right += (np.asarray(model(images)).argmax(axis=1) == labels).sum()
         total += len(labels)

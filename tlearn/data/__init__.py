@@ -3,7 +3,7 @@
 Importing this package is cheap: TensorFlow, albumentations and scikit-learn are imported when they are first needed.
 
     data = load_data(config.data, image_size=224, seed=1)
-    batches = training_batches(data.source, data.train, image_size=224, batch_size=32, seed=1)
+    batches = training_batches(data.source, data.train, Reading(image_size=224), batch_size=32, seed=1)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tlearn.data.load import Data, check_data, index_data, load_data
 from tlearn.data.loader import PixelCache
 from tlearn.data.pipeline import batches_per_epoch, evaluation_batches, training_batches, view_batches
 from tlearn.data.preflight import check_augment_config, check_data_config, peek_classes
+from tlearn.data.reading import Reading
 from tlearn.data.source import ArraySource, FileSource, ImageSource, fingerprint
 from tlearn.data.sources import SOURCES, SourceFactory, register_source
 from tlearn.data.table import ImageTable, Split
@@ -28,6 +29,7 @@ __all__ = [
     "ImageSource",
     "ImageTable",
     "PixelCache",
+    "Reading",
     "SourceFactory",
     "Split",
     "Unreadable",

@@ -11,6 +11,7 @@ which images are read. Two habits of albumentations 2.0.8 shape this file, both 
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
@@ -50,6 +51,12 @@ class Augmenter:
     def crops(self) -> bool:
         """Whether ``crop`` may do anything, and needs whole images."""
         return self._config.random_resized_crop.p > 0
+
+    def excess(self, width: int, height: int) -> float:
+        """How many times more pixels along its sides than needed the smallest random crop of a picture has."""
+        crop = self._config.random_resized_crop
+        shorter = math.sqrt(crop.scale_min * width * height * min(crop.ratio_min, 1 / crop.ratio_max))
+        return min(shorter, width, height) / self._image_size
 
     def crop(self, image: Pixels, *, epoch: int, row: int) -> Pixels | None:
         """A random rectangle of a whole image as (image_size, image_size, 3), or None: resize it as usual.

@@ -189,7 +189,8 @@ class _Look:
         limit = self._source.max_pixels if isinstance(self._source, FileSource) else _NO_LIMIT
         if self._mode is Check.decode:
             content = _bytes(path)
-            decode(content, max_pixels=limit, name=str(path))
+            # the pixels are not looked at: an eighth of a JPEG's sides is what its codec gives at the least cost
+            decode(content, max_pixels=limit, name=str(path), excess=lambda width, height: 8.0)
             return content
         read_size(path, max_pixels=limit)
         return _bytes(path) if compare else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +31,9 @@ BACKGROUND = (255, 255, 255)
 Pixels = NDArray[np.uint8]
 ImageFile = str | os.PathLike[str] | bytes | IO[bytes]
 
+Excess = Callable[[int, int], float]
+"""How many times more pixels along its sides than are needed a picture of (width, height) has."""
+
 
 class UnreadableImage(DataError):
     """One image cannot be read.
@@ -46,7 +50,7 @@ class UnreadableImage(DataError):
         super().__init__(Problem(path, reason, fix))
 
 
-def decode(file: ImageFile, *, max_pixels: int, name: str | None = None) -> Pixels:
+def decode(file: ImageFile, *, max_pixels: int, name: str | None = None, excess: Excess | None = None) -> Pixels:
     """Read an image file.
 
     The first frame of an animation; EXIF orientation applied; greyscale repeated over the channels; palette resolved;
@@ -57,6 +61,10 @@ def decode(file: ImageFile, *, max_pixels: int, name: str | None = None) -> Pixe
         max_pixels: larger images are refused by their header, before memory is taken for them. Pillow's own limit
             (``PIL.Image.MAX_IMAGE_PIXELS``, twice 89 million) holds as well.
         name: what messages call the image; by default its path.
+        excess: lets a JPEG come at 1/2, 1/4 or 1/8 of its size, the least that leaves no less than is needed. Its
+            codec then leaves out the high frequencies instead of computing pixels that resizing averages away
+            (Pillow's ``Image.draft``). Damage is found all the same: the whole file is read. Other formats are not
+            changed. None: all pixels.
 
     Returns:
         uint8 (height, width, 3), RGB.
@@ -64,14 +72,16 @@ def decode(file: ImageFile, *, max_pixels: int, name: str | None = None) -> Pixe
     Raises:
         UnreadableImage: not an image in one of ``FORMATS``, truncated, damaged, too large, or not there.
     """
-    return np.asarray(open_rgb(file, max_pixels=max_pixels, name=name))
+    return np.asarray(open_rgb(file, max_pixels=max_pixels, name=name, excess=excess))
 
 
-def open_rgb(file: ImageFile, *, max_pixels: int, name: str | None = None) -> Image.Image:
+def open_rgb(file: ImageFile, *, max_pixels: int, name: str | None = None, excess: Excess | None = None) -> Image.Image:
     """Like ``decode``, as a Pillow image of mode RGB."""
     name = name or _name(file)
     with _open(file, max_pixels, name) as image:
         try:
+            if excess is not None:
+                _draft(image, excess(*image.size))
             image.load()
             return _upright(_rgb(image), _orientation(image))
         except Exception as error:  # Pillow's decoders raise whatever their format's code happens to raise
@@ -150,6 +160,14 @@ def _open(file: ImageFile, max_pixels: int, name: str) -> Image.Image:
         image.close()
         raise UnreadableImage(name, f"has {width} x {height} pixels, more than data.max_pixels={max_pixels}")
     return image
+
+
+def _draft(image: Image.Image, excess: float) -> None:
+    """Ask the codec for fewer pixels; what is no JPEG does not know the question."""
+    factor = next((factor for factor in (8, 4, 2) if factor <= excess), 1)
+    if factor > 1:
+        width, height = image.size
+        image.draft(None, (max(1, width // factor), max(1, height // factor)))  # it gives no less than asked for
 
 
 def _rgb(image: Image.Image) -> Image.Image:

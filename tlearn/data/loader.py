@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlearn.config import Interpolation, Resize
 from tlearn.data.augment import Augmenter
-from tlearn.data.decode import Pixels, resize
+from tlearn.data.decode import Pixels
+from tlearn.data.reading import Reading
 from tlearn.data.source import FileSource, ImageSource
 from tlearn.errors import DataError, Problem
 
@@ -56,8 +56,7 @@ class Loader:
 
     Args:
         source: where images are read from.
-        image_size: side of the square images, pixels.
-        mode, crop_fraction, interpolation: see ``tlearn.data.decode.resize``.
+        reading: how an image becomes a square.
         augmenter: random changes; None for evaluation.
         cache: images kept in memory, before their random changes. A random resized crop needs whole images, and goes
             past it.
@@ -66,25 +65,20 @@ class Loader:
     def __init__(
         self,
         source: ImageSource,
-        image_size: int,
+        reading: Reading,
         *,
-        mode: Resize = Resize.crop,
-        crop_fraction: float = 1.0,
-        interpolation: Interpolation = Interpolation.bilinear,
         augmenter: Augmenter | None = None,
         cache: PixelCache | None = None,
     ) -> None:
         self._source = source
-        self._image_size = image_size
-        self._mode = mode
-        self._crop_fraction = crop_fraction
-        self._interpolation = interpolation
+        self._reading = reading
         self._augmenter = augmenter
         self._cache = None if augmenter and augmenter.crops else cache
 
     def batch(self, rows: Rows, epoch: int = 0) -> tuple[Pixels, NDArray[Any]]:
         """Images uint8 (b, S, S, 3) and labels, int32 (b,) or float32 (b, k), of some rows. Raises UnreadableImage."""
-        images = np.empty((len(rows), self._image_size, self._image_size, 3), np.uint8)
+        side = self._reading.image_size
+        images = np.empty((len(rows), side, side, 3), np.uint8)
         for index, row in enumerate(rows.tolist()):
             images[index] = self._image(row, epoch)
         table = self._source.table
@@ -95,28 +89,29 @@ class Loader:
             return self._square(row)
         if not self._augmenter.crops:
             return self._augmenter(self._square(row), epoch=epoch, row=row)
-        whole = self._source.read(row)
+        whole = np.asarray(self._opened(row))
         cropped = self._augmenter.crop(whole, epoch=epoch, row=row)
-        return self._augmenter(self._resized(whole) if cropped is None else cropped, epoch=epoch, row=row)
+        return self._augmenter(self._reading.square(whole) if cropped is None else cropped, epoch=epoch, row=row)
 
     def _square(self, row: int) -> Pixels:
         kept = self._cache.get(row) if self._cache else None
         if kept is not None:
             return kept
-        source = self._source
-        image = self._resized(source.open(row) if isinstance(source, FileSource) else source.read(row))
+        image = self._reading.square(self._opened(row))
         if self._cache:
             self._cache.put(row, image)
         return image
 
-    def _resized(self, image: Pixels | Image.Image) -> Pixels:
-        return resize(
-            image,
-            self._image_size,
-            mode=self._mode,
-            crop_fraction=self._crop_fraction,
-            interpolation=self._interpolation,
-        )
+    def _opened(self, row: int) -> Pixels | Image.Image:
+        source = self._source
+        return source.open(row, self._excess) if isinstance(source, FileSource) else source.read(row)
+
+    def _excess(self, width: int, height: int) -> float:
+        """Decoded alike in all epochs, a picture must do for every random crop that it may get."""
+        excess = self._reading.excess(width, height)
+        if self._augmenter is None or not self._augmenter.crops:
+            return excess
+        return min(excess, self._augmenter.excess(width, height))
 
 
 def _memory() -> int | None:

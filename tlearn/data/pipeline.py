@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlearn.config import AugmentConfig, Interpolation, Resize
+from tlearn.config import AugmentConfig
 from tlearn.data.augment import Augmenter
 from tlearn.data.decode import Pixels
 from tlearn.data.failures import recorded
 from tlearn.data.loader import Loader, PixelCache, Rows
 from tlearn.data.mixing import Mixing
+from tlearn.data.reading import Reading
 from tlearn.data.source import ImageSource
 from tlearn.errors import DataError, Problem
 
@@ -39,17 +40,14 @@ def batches_per_epoch(images: int, batch_size: int) -> int:
 def training_batches(
     source: ImageSource,
     rows: Rows,
+    reading: Reading,
     *,
-    image_size: int,
     batch_size: int,
     seed: int,
     start_step: int = 0,
     steps: int | None = None,
     augment: AugmentConfig | None = None,
     views: int | None = None,
-    resize: Resize = Resize.crop,
-    crop_fraction: float = 1.0,
-    interpolation: Interpolation = Interpolation.bilinear,
     workers: int | None = None,
     cache: PixelCache | None = None,
 ) -> Any:
@@ -58,14 +56,13 @@ def training_batches(
     Args:
         source: where images are read from.
         rows: int (n,), the rows of ``source.table`` to train on.
-        image_size: side of the square images, pixels.
+        reading: how an image becomes a square.
         batch_size: images per step.
         seed: of order, augmentation and mixing.
         start_step: global step of the first batch given; step 0 begins epoch 0.
         steps: how many batches to give; None: without end.
         augment: random changes; None: none.
         views: change each image in this many ways only, those of the first epochs, in turn; None: anew in each epoch.
-        resize, crop_fraction, interpolation: see ``tlearn.data.decode.resize``.
         workers: batches loaded at once; None: tuned by tf.data. It has no influence on what is loaded.
         cache: decoded images kept in memory.
 
@@ -79,16 +76,7 @@ def training_batches(
     if not len(rows):
         raise DataError(Problem("data", "there are no training images"))
     augment = augment or AugmentConfig()
-    augmenter = Augmenter(augment, image_size=image_size, seed=seed, interpolation=interpolation)
-    loader = Loader(
-        source,
-        image_size,
-        mode=resize,
-        crop_fraction=crop_fraction,
-        interpolation=interpolation,
-        augmenter=augmenter,
-        cache=cache,
-    )
+    loader = Loader(source, reading, augmenter=_augmenter(augment, reading, seed), cache=cache)
     order = EpochOrder(rows, batch_size, seed)
 
     def load(step: int) -> tuple[Pixels, NDArray[Any]]:
@@ -96,18 +84,15 @@ def training_batches(
         return loader.batch(batch_rows, epoch if views is None else epoch % views)
 
     end = np.iinfo(np.int64).max if steps is None else start_step + steps
-    return _stream(start_step, end, load, source, image_size, workers, Mixing.of(augment, source.table, seed))
+    return _stream(start_step, end, load, source, reading.image_size, workers, Mixing.of(augment, source.table, seed))
 
 
 def evaluation_batches(
     source: ImageSource,
     rows: Rows,
+    reading: Reading,
     *,
-    image_size: int,
     batch_size: int,
-    resize: Resize = Resize.crop,
-    crop_fraction: float = 1.0,
-    interpolation: Interpolation = Interpolation.bilinear,
     workers: int | None = None,
     cache: PixelCache | None = None,
 ) -> Any:
@@ -116,28 +101,23 @@ def evaluation_batches(
     Arguments, result and errors are those of ``training_batches``; the dataset knows its cardinality.
     """
     rows = np.asarray(rows)
-    loader = Loader(
-        source, image_size, mode=resize, crop_fraction=crop_fraction, interpolation=interpolation, cache=cache
-    )
+    loader = Loader(source, reading, cache=cache)
 
     def load(step: int) -> tuple[Pixels, NDArray[Any]]:
         return loader.batch(rows[step * batch_size : (step + 1) * batch_size])
 
-    return _stream(0, batches_per_epoch(len(rows), batch_size), load, source, image_size, workers, None)
+    return _stream(0, batches_per_epoch(len(rows), batch_size), load, source, reading.image_size, workers, None)
 
 
 def view_batches(
     source: ImageSource,
     rows: Rows,
+    reading: Reading,
     *,
-    image_size: int,
     batch_size: int,
     seed: int,
     epoch: int,
     augment: AugmentConfig,
-    resize: Resize = Resize.crop,
-    crop_fraction: float = 1.0,
-    interpolation: Interpolation = Interpolation.bilinear,
     workers: int | None = None,
     cache: PixelCache | None = None,
 ) -> Any:
@@ -147,20 +127,12 @@ def view_batches(
     are those of ``training_batches``.
     """
     rows = np.asarray(rows)
-    loader = Loader(
-        source,
-        image_size,
-        mode=resize,
-        crop_fraction=crop_fraction,
-        interpolation=interpolation,
-        augmenter=Augmenter(augment, image_size=image_size, seed=seed, interpolation=interpolation),
-        cache=cache,
-    )
+    loader = Loader(source, reading, augmenter=_augmenter(augment, reading, seed), cache=cache)
 
     def load(step: int) -> tuple[Pixels, NDArray[Any]]:
         return loader.batch(rows[step * batch_size : (step + 1) * batch_size], epoch)
 
-    return _stream(0, batches_per_epoch(len(rows), batch_size), load, source, image_size, workers, None)
+    return _stream(0, batches_per_epoch(len(rows), batch_size), load, source, reading.image_size, workers, None)
 
 
 class EpochOrder:
@@ -192,6 +164,10 @@ class EpochOrder:
         # Raw bits of a counter-based generator, sorted: the same order with every version of NumPy.
         bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(len(self._rows))
         return self._rows[np.argsort(bits, kind="stable")]
+
+
+def _augmenter(augment: AugmentConfig, reading: Reading, seed: int) -> Augmenter:
+    return Augmenter(augment, image_size=reading.image_size, seed=seed, interpolation=reading.interpolation)
 
 
 def _stream(

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlearn.data.decode import Pixels, open_rgb
+from tlearn.data.decode import Excess, Pixels, open_rgb
 from tlearn.data.table import ImageTable, key_array, no_splits
 
 
@@ -118,9 +118,9 @@ class FileSource:
         """uint8 (height, width, 3). Raises UnreadableImage with the path."""
         return np.asarray(self.open(row))
 
-    def open(self, row: int) -> Image.Image:
-        """The same pixels as a Pillow image of mode RGB: resizing that saves two copies of them."""
-        return open_rgb(self.file(row), max_pixels=self.max_pixels)
+    def open(self, row: int, excess: Excess | None = None) -> Image.Image:
+        """The same pixels, or fewer, as a Pillow image of mode RGB: resizing that saves two copies of them."""
+        return open_rgb(self.file(row), max_pixels=self.max_pixels, excess=excess)
 
     def file(self, row: int) -> Path:
         """The row's file."""

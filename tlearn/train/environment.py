@@ -16,6 +16,13 @@ def prepare_process(config: Config) -> None:
     import tensorflow as tf
 
     keras.utils.set_random_seed(config.seed)
-    on_cpu = not tf.config.list_physical_devices("GPU")
-    if config.deterministic is True or (config.deterministic == "auto" and on_cpu):
+    if is_deterministic(config):
         tf.config.experimental.enable_op_determinism()
+
+
+def is_deterministic(config: Config) -> bool:
+    """Whether the same config must give the same weights, bit for bit; ``auto``: where there is no GPU."""
+    import tensorflow as tf
+
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    return config.deterministic is True or (config.deterministic == "auto" and on_cpu)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.backbones.naming import stable_names, variable_keys
-from tlearn.config import AugmentConfig, DataConfig
-from tlearn.data import ImageSource, fingerprint
+from tlearn.config import AugmentConfig, PrefixEngine
+from tlearn.data import ImageSource, Reading, fingerprint
 from tlearn.train.classifier import Classifier
 from tlearn.train.feature_cache import Layout
 from tlearn.train.frontier import Frontier, is_of_keras
@@ -32,9 +32,10 @@ _VERSIONS = ("tlearn", "tensorflow", "keras", "numpy", "pillow", "albumentations
 def feature_key(
     source: ImageSource,
     rows: NDArray[Any],
-    reading: DataConfig,
+    reading: Reading,
     prefix: str,
     layout: Layout,
+    engine: PrefixEngine,
     augment: AugmentConfig | None,
     seed: int,
 ) -> str:
@@ -45,6 +46,7 @@ def feature_key(
         reading: how a file becomes a square of pixels.
         prefix: ``prefix_hash`` of what is computed of them.
         layout: of the entry; its rows say how many views there are.
+        engine: how they are computed; ``auto``: any way, the numbers of all agree but for rounding.
         augment: random changes; None: none, and ``seed`` does not matter.
         seed: of the changes.
     """
@@ -52,10 +54,11 @@ def feature_key(
         "format": _FORMAT,
         "versions": {name: _version(name) for name in _VERSIONS},
         "images": fingerprint(source, rows),
-        "reading": [reading.resize, reading.crop_fraction, reading.interpolation],
+        "reading": [reading.resize, reading.crop_fraction, reading.interpolation, reading.decode],
         "augment": augment and {**asdict(augment), "name": None, "seed": seed},
         "prefix": prefix,
         "layout": asdict(layout),
+        "engine": engine,
     }
     return hashlib.sha256(_json(ingredients)).hexdigest()[:32]
 

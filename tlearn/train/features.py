@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import tensorflow as tf
 from rich.text import Text
 
 from tlearn.backbones.naming import stable_names
 from tlearn.config import CacheMode, Config
-from tlearn.data import Data, fingerprint
+from tlearn.data import Data, Reading, fingerprint
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
+from tlearn.train.engine import Extractor, planned_engine
 from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, cache_folder
 from tlearn.train.feature_key import feature_key, indescribable, prefix_hash
 from tlearn.train.frontier import Frontier, find_frontier
@@ -37,6 +37,7 @@ class FeaturePlan:
         bytes_per_image: of one version of one image.
         bytes: of all that is kept for the stage.
         dtype: that they are kept in.
+        engine: how they are computed; ``auto``: it will be measured.
         views: how many versions of each training image there are.
         made_in: index of the stage in whose pass over the images the features are made; None where none are kept.
     """
@@ -48,6 +49,7 @@ class FeaturePlan:
     bytes_per_image: int
     bytes: int
     dtype: str
+    engine: str
     views: int
     made_in: int | None
 
@@ -92,6 +94,7 @@ class FeaturePlanner:
             bytes_per_image=train.bytes_per_row,
             bytes=train.bytes + val.bytes,
             dtype=train.dtype,
+            engine=planned_engine(self._config).value,
             views=views,
             made_in=None if reason else self._join(frontier, train.bytes + val.bytes),
         )
@@ -293,11 +296,12 @@ class FeatureMaker:
             self._pass_over_images(together[0])
 
     def _pass_over_images(self, wanted: Sequence[_Wanted]) -> None:
+        extractor = self._extractor(wanted)
         for split in ("train", "val"):
             missing = {entry.key: entry for entry in wanted if entry.split == split and not self._cache.has(entry.key)}
             if missing:
                 with self._writers(list(missing.values())) as writers:
-                    self._extract(split, writers)
+                    self._extract(split, writers, extractor)
 
     @contextlib.contextmanager
     def _writers(self, entries: list[_Wanted]) -> Iterator[list[tuple[_Wanted, Writer]]]:
@@ -319,21 +323,34 @@ class FeatureMaker:
                     writers.append((entry, writer))
             yield writers
 
-    def _extract(self, split: str, writers: list[tuple[_Wanted, Writer]]) -> None:
+    def _extractor(self, wanted: Sequence[_Wanted]) -> Callable[[Any], dict[int, Any]]:
+        """Images to the tensors of all entries, by their ids; its graph is made once for both splits."""
+        tensors = {id(tensor): tensor for entry in wanted for tensor in entry.tensors}
+        compute = Extractor(
+            planned_engine(self._config),
+            self._classifier.model,
+            list(tensors.values()),
+            batch_size=EXTRACTION_BATCH,
+            batches=math.ceil(max(entry.layout.rows for entry in wanted) / EXTRACTION_BATCH),
+            say=self._say,
+        )
+        return lambda images: dict(zip(tensors, compute(images), strict=True))
+
+    def _extract(
+        self, split: str, writers: list[tuple[_Wanted, Writer]], extractor: Callable[[Any], dict[int, Any]]
+    ) -> None:
         """One pass over the images of a split that writes all entries."""
         if not writers:
             return
         rows = self._rows(split)
         views = _views(self._config) if self._is_changed(split) else 0
-        tensors = {id(tensor): tensor for entry, _ in writers for tensor in entry.tensors}
-        infer = _inference(self._classifier.model, list(tensors.values()))
         self._say(f"features of {len(rows):,} {split} images: {_megabytes([entry for entry, _ in writers])}, one pass")
         steps = math.ceil(len(rows) / EXTRACTION_BATCH) * max(views, 1)
         self._terminal.start_epoch(f"features of {split} images", steps, 0)
         try:
             for done, (images, _) in enumerate(guarded(self._streams.extraction(rows, views)), start=1):
                 self._stop_if_asked()
-                values = dict(zip(tensors, infer(images), strict=True))
+                values = extractor(images)
                 for entry, writer in writers:
                     writer.append([values[id(tensor)].numpy() for tensor in entry.tensors])
                 self._terminal.step(done, "")
@@ -355,8 +372,16 @@ class FeatureMaker:
     def _entry(self, split: str, frontier: Frontier, prefix: str, layout: Layout) -> _Wanted:
         config, backbone = self._config, self._classifier.backbone
         augment = config.augment if self._is_changed(split) else None
+        reading = Reading.of(config.data, backbone.image_size)
         key = feature_key(
-            self._data.source, self._rows(split), config.data, prefix, layout, augment=augment, seed=config.seed
+            self._data.source,
+            self._rows(split),
+            reading,
+            prefix,
+            layout,
+            planned_engine(config),
+            augment=augment,
+            seed=config.seed,
         )
         tensors = ", ".join(tensor_names(self._classifier, frontier))
         about = f"{backbone.spec.name} {backbone.image_size} px, {config.data.name} {split}: {tensors}"
@@ -375,12 +400,6 @@ class FeatureMaker:
     def _stop_if_asked(self) -> None:
         if self._should_stop():
             raise Interrupted
-
-
-def _inference(model: keras.Model, tensors: list[Any]) -> Any:
-    """A graph from images to tensors of the model, in inference mode."""
-    prefix = keras.Model(model.input, tensors)
-    return tf.function(lambda images: tf.nest.flatten(prefix(images, training=False)), reduce_retracing=True)
 
 
 def _megabytes(entries: Sequence[_Wanted]) -> str:

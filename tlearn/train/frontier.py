@@ -54,11 +54,11 @@ def find_frontier(model: keras.Model) -> Frontier:
     Args:
         model: flat (no models within), of one input and one output.
     """
-    producers = _producers(model)
+    nodes = nodes_of(model)
     cold_tensors = {id(tensor) for tensor in model.inputs}
     cold_operations: list[Any] = []
     hot_inputs: list[Any] = []
-    for node in producers:
+    for node in nodes:
         if is_still(node.operation) and all(id(tensor) in cold_tensors for tensor in node.input_tensors):
             cold_tensors |= {id(tensor) for tensor in node.output_tensors}
             cold_operations.append(node.operation)
@@ -124,7 +124,7 @@ def _may_differ_in_training(layer: Any) -> bool:
     return moves or "training" in inspect.signature(layer.call).parameters
 
 
-def _producers(model: keras.Model) -> list[Any]:
+def nodes_of(model: keras.Model) -> list[Any]:
     """The nodes of the graph that lead to the outputs, each after those it depends on."""
     ordered: list[Any] = []
     seen = {id(tensor) for tensor in model.inputs}

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlearn.config import ClassWeights, Config, DataCache, Stage
-from tlearn.data import Data, PixelCache, evaluation_batches, reraise, training_batches, view_batches
+from tlearn.data import Data, PixelCache, Reading, evaluation_batches, reraise, training_batches, view_batches
 from tlearn.data.pipeline import EpochOrder
 from tlearn.train.feature_cache import Layout
 from tlearn.train.losses import as_targets
@@ -38,6 +38,7 @@ class Streams:
         self._config = config
         self._data = data
         self._plan = plan
+        self._reading = Reading.of(config.data, plan.image_size)
         self._cache = None
         if config.data.cache is DataCache.memory:
             self._cache = PixelCache(len(data.table.labels), plan.image_size)
@@ -48,18 +49,20 @@ class Streams:
         batches = training_batches(
             self._data.source,
             self._data.train,
+            self._reading,
             seed=config.seed,
             start_step=start,
             steps=stop - start,
             augment=config.augment,
             views=config.cache.views,
-            **self._reading(),
+            **self._loading(config.data.batch_size),
         )
         return batches.map(self._targets(stage))
 
     def evaluation(self, rows: Any) -> tf.data.Dataset:
         """The rows once, in order."""
-        return evaluation_batches(self._data.source, rows, **self._reading()).map(self._targets(None))
+        loading = self._loading(self._config.data.batch_size)
+        return evaluation_batches(self._data.source, rows, self._reading, **loading).map(self._targets(None))
 
     def features(self, stage: Stage, features: StageFeatures, start: int, stop: int) -> tf.data.Dataset:
         """The training stream of a stage that keeps features: in place of each image, its features.
@@ -132,27 +135,18 @@ class Streams:
 
     def extraction(self, rows: Any, views: int) -> tf.data.Dataset:
         """(images, labels) of the rows once, in order; with ``views`` above 0 once in each of the augmented views."""
-        reading = self._reading() | {"batch_size": EXTRACTION_BATCH}
+        config, loading = self._config, self._loading(EXTRACTION_BATCH)
+        images = (self._data.source, rows, self._reading)
         if views == 0:
-            return evaluation_batches(self._data.source, rows, **reading)
-        config, passes = self._config, []
-        for view in range(views):
-            passes.append(
-                view_batches(self._data.source, rows, seed=config.seed, epoch=view, augment=config.augment, **reading)
-            )
+            return evaluation_batches(*images, **loading)
+        passes = [
+            view_batches(*images, seed=config.seed, epoch=view, augment=config.augment, **loading)
+            for view in range(views)
+        ]
         return functools.reduce(lambda first, second: first.concatenate(second), passes)
 
-    def _reading(self) -> dict[str, Any]:
-        data = self._config.data
-        return {
-            "image_size": self._plan.image_size,
-            "batch_size": data.batch_size,
-            "resize": data.resize,
-            "crop_fraction": data.crop_fraction,
-            "interpolation": data.interpolation,
-            "workers": data.workers,
-            "cache": self._cache,
-        }
+    def _loading(self, batch_size: int) -> dict[str, Any]:
+        return {"batch_size": batch_size, "workers": self._config.data.workers, "cache": self._cache}
 
     def _targets(self, stage: Stage | None) -> Any:
         """(inputs, labels) to (inputs, targets), with a weight per image where the stage weights classes."""
