@@ -101,7 +101,7 @@ def _run_opener(run: str, max_pixels: int | None) -> Callable[[], Network]:
     def opener() -> Network:
         from dataclasses import replace
 
-        from tlearn.network import load
+        from tlearn.opening import load
 
         network = load(run)
         if max_pixels is not None:
@@ -115,7 +115,7 @@ def _backbone_opener(
     name: str, include_top: bool, options: dict[str, Any], given: dict[str, Any]
 ) -> Callable[[], Network]:
     def opener() -> Network:
-        from tlearn.network import backbone
+        from tlearn.opening import backbone
         from tlearn.quiet import import_tensorflow
 
         if given.get("weights", "") is None:  # the same network each time, or nothing could be gone on with
