@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from tlearn.images import Batch, ImageInput, Images, Reading, as_images, batches
 from tlearn.layers import Layer, Layers
 from tlearn.prediction import Guess, Prediction, find_class
 from tlearn.train.run import Run
+
+if TYPE_CHECKING:
+    from tlearn.evaluate.evaluation import Evaluation
 
 
 class Network:
@@ -207,6 +211,24 @@ class Network:
             raise UserError(Problem("layer", f"the classes do not depend on {name}"))
         guess = self.guess(index, _probability(scores, index, self.multi_label))
         return Explanation(path=images.name(0), guess=guess, layer=name, map=support, seen=seen)
+
+    def evaluate(
+        self, data: str | os.PathLike[str] | None = None, *, against: Network | None = None, **settings: Any
+    ) -> Evaluation:
+        """How good the network is on labelled images.
+
+        Args:
+            data: a folder of class folders, or a table (.csv, .tsv, .parquet); None: the data of the run.
+            against: another network, to be compared with on the same images (McNemar's test).
+            settings: see ``tlearn.evaluate.api.Settings``: ``split="test"``, ``method="knn"``, ...
+
+        Raises:
+            UserError, DataError: everything a user can mend, such as classes that the network does not know.
+        """
+        from tlearn.evaluate.api import Settings, evaluate_network
+
+        path = None if data is None else os.fspath(data)
+        return evaluate_network(self, path, Settings(**settings), against=against)
 
     # --- computing ---------------------------------------------------------------------------------------------------
 
