@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from tlearn.compose import load_config, preset
     from tlearn.data import register_source
     from tlearn.heads import register_head
-    from tlearn.network import Network, backbone, load
+    from tlearn.network import Network
+    from tlearn.opening import backbone, load
     from tlearn.train.api import fit, make_plan, open_run, resume
     from tlearn.train.run import Run
 
@@ -50,10 +51,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "Network": "tlearn.network",
     "Run": "tlearn.train.run",
-    "backbone": "tlearn.network",
+    "backbone": "tlearn.opening",
     "build_backbone": "tlearn.backbones",
     "fit": "tlearn.train.api",
-    "load": "tlearn.network",
+    "load": "tlearn.opening",
     "load_config": "tlearn.compose",
     "make_plan": "tlearn.train.api",
     "open_run": "tlearn.train.api",

@@ -1,4 +1,4 @@
-"""What ``predict``, ``extract`` and ``explain`` share: arguments for the network and the images, and how errors end."""
+"""What the verbs that ask a network share: arguments for the network and the images, and how errors end."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 _SHOWN = 20  # unreadable images listed on the terminal
 
 
-def network_parser(verb: str, description: str, what: str, nargs: str | None = "*") -> argparse.ArgumentParser:
+def network_parser(verb: str, description: str, what: str = "") -> argparse.ArgumentParser:
     """A parser with the arguments that name a network and its images.
 
     Args:
         verb: of the command.
         description: for ``--help``.
-        what: the images, for ``--help``.
-        nargs: how many of them.
+        what: the images, for ``--help``; empty: they are not named behind the network.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m tlearn.{verb}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=f"python -m tlearn.{verb} [options] (RUN | --backbone NAME) {what}",
+        usage=f"python -m tlearn.{verb} [options] (RUN | --backbone NAME) {what}".rstrip(),
     )
-    parser.add_argument("paths", nargs=nargs, metavar=f"RUN {what}", help=f"a finished run, unless --backbone; {what}")
+    named = f"a finished run, unless --backbone; {what}".rstrip("; ")
+    parser.add_argument("paths", nargs="*", metavar=f"RUN {what}".rstrip(), help=named)
     bare = parser.add_argument_group("a bare backbone instead of a run")
     bare.add_argument("--backbone", metavar="NAME", help="architecture; python -m tlearn.backbones lists them")
     bare.add_argument("--weights", metavar="W", help="imagenet (default) | glyphs | FILE | RUN | null: random")
@@ -65,8 +65,15 @@ _BARE = (
 )
 
 
-def network_and_paths(arguments: argparse.Namespace, *, include_top: bool) -> tuple[Callable[[], Network], list[str]]:
+def network_and_paths(
+    arguments: argparse.Namespace, *, include_top: bool, needs_images: bool = True
+) -> tuple[Callable[[], Network], list[str]]:
     """How to open the network that was asked for, and the paths of the images.
+
+    Args:
+        arguments: of a ``network_parser``.
+        include_top: whether a backbone comes with its own classifier.
+        needs_images: whether there must be paths behind the network.
 
     Raises:
         UserError: there are no images, or options of a backbone go with a run.
@@ -92,7 +99,7 @@ def network_and_paths(arguments: argparse.Namespace, *, include_top: bool) -> tu
         if arguments.max_pixels is not None:
             given["max_pixels"] = arguments.max_pixels
         opener = _backbone_opener(arguments.backbone, include_top, _options(arguments.option), given)
-    if not paths:
+    if needs_images and not paths:
         raise UserError(Problem("arguments", "no images are given", "name files or folders after the network"))
     return opener, paths
 
@@ -101,7 +108,7 @@ def _run_opener(run: str, max_pixels: int | None) -> Callable[[], Network]:
     def opener() -> Network:
         from dataclasses import replace
 
-        from tlearn.network import load
+        from tlearn.opening import load
 
         network = load(run)
         if max_pixels is not None:
@@ -115,7 +122,7 @@ def _backbone_opener(
     name: str, include_top: bool, options: dict[str, Any], given: dict[str, Any]
 ) -> Callable[[], Network]:
     def opener() -> Network:
-        from tlearn.network import backbone
+        from tlearn.opening import backbone
         from tlearn.quiet import import_tensorflow
 
         if given.get("weights", "") is None:  # the same network each time, or nothing could be gone on with

@@ -26,7 +26,8 @@ from tlearn.train.command import OK
 
 if TYPE_CHECKING:
     from tlearn.images import FileImages
-    from tlearn.network import Layer, Network
+    from tlearn.layers import Layer
+    from tlearn.network import Network
 
 _HELP = """\
 Write what a layer makes of images to a file, with their paths and labels.
@@ -154,7 +155,7 @@ def extract_features(
         if file.exists() and not overwrite:
             raise UserError(Problem("--output", f"{file} exists", "--overwrite replaces it"))
     network = open_network if isinstance(open_network, Network) else open_network()
-    tensors = network.tensors(layers, pooling)
+    tensors = network.layers.tensors(layers, pooling)
     shapes = {name: tuple(map(int, tensor.shape[1:])) for name, tensor in tensors.items()}
     facts = {
         "network": network.backbone.spec.name,

@@ -20,8 +20,8 @@ from PIL import Image
 
 from tlearn.config import DataConfig
 from tlearn.data import Reading, Split, UnreadableImage
-from tlearn.data.decode import EXTENSIONS, Excess, open_rgb
-from tlearn.data.folder import class_folders
+from tlearn.data.decode import Excess, open_rgb
+from tlearn.data.folder import class_folders, walk
 from tlearn.data.source import stamp_of
 from tlearn.data.table import key_array
 from tlearn.data.tabular import EXTENSIONS as TABLES
@@ -167,7 +167,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> FileImages:
     names: list[str] = []
     for path in (os.fspath(given) for given in paths):
         if os.path.isdir(path):
-            keys = key_array(_walk(path))
+            keys = key_array(walk(path, list_unreadable=True))
             found.append(keys if len(keys) else key_array([path]))
             names += _class_names(path, keys) if len(keys) else [""]
         else:
@@ -198,28 +198,6 @@ def read_table(
 def is_table(path: str | os.PathLike[str]) -> bool:
     """Whether a name ends like that of a table."""
     return os.path.splitext(path)[1].lower() in TABLES
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Paths of images below a folder, sorted within each; a folder that may not be read is given as it is.
-
-    ``above`` holds device and inode of the folders on the way down: a link back to one of them would never end.
-    """
-    try:
-        status = os.stat(folder)
-        with os.scandir(folder) as scanned:
-            entries = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda e: e.name)
-    except OSError:
-        yield folder
-        return
-    identity = status.st_dev, status.st_ino
-    if identity in above:
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, above | {identity})
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            yield entry.path
 
 
 def _class_names(folder: str, keys: pa.LargeBinaryArray) -> list[str]:

@@ -4,84 +4,35 @@
     network = tlearn.backbone("mobilenet", include_top=True)     # ImageNet's own classes
     network = tlearn.backbone("vgg19", layer="block4_pool")      # features
 
-No file is ever unpickled and no model deserialised: a network is built from its name or its run's config, and weights
-are read as arrays.
+``tlearn.opening`` makes one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from tlearn.backbones import Backbone, build_backbone, check_backbone, get_spec, load_weights, stable_names
-from tlearn.config import Config, Interpolation, OnError, Output, Pooling, Resize
+from tlearn.backbones import Backbone
+from tlearn.config import OnError, Pooling
 from tlearn.data import Reading
-from tlearn.errors import ConfigError, DataError, Problem, UserError, did_you_mean
-from tlearn.heads import HEADS
-from tlearn.imagenet import imagenet_classes
+from tlearn.errors import DataError, Problem, UserError
+from tlearn.gradcam import SIDE, Explanation, class_support
 from tlearn.images import Batch, ImageInput, Images, as_images, batches
-from tlearn.quiet import import_tensorflow
-from tlearn.train.run import Run, resolve_weights
+from tlearn.layers import Layer, Layers
+from tlearn.prediction import Guess, Prediction, find_class
+from tlearn.train.run import Run
 
 if TYPE_CHECKING:
-    from tlearn.explain import Explanation
-
-Layer = str | int
-"""A layer by stable name, by block, or by index in the order of ``python -m tlearn.backbones NAME``."""
-
-POOLED = "pooled"
-"""Name of the default features: the last feature map, averaged over positions."""
-
-IMAGENET_READING = Reading(image_size=224, crop_fraction=0.875)
-"""How images are read for a bare backbone: the centre square of 0.875 of the shorter side, bilinear."""
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A class and its probability, 0..1.
-
-    Attributes:
-        index: of the network's output.
-        label: name of the class.
-        probability: of the class; where an image may have several labels, of this one by itself.
-        wordnet: WordNet id of an ImageNet class.
-    """
-
-    index: int
-    label: str
-    probability: float
-    wordnet: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data; ``wordnet`` only where there is one."""
-        plain: dict[str, Any] = {"index": self.index, "label": self.label, "probability": self.probability}
-        return plain if self.wordnet is None else {"index": self.index, "wordnet": self.wordnet, **plain}
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network sees in an image: the likeliest classes, likeliest first."""
-
-    path: str
-    top: tuple[Guess, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"path": self.path, "top": [guess.as_dict() for guess in self.top]}
+    from tlearn.evaluate.evaluation import Evaluation
 
 
 class Network:
-    """A network and how images are read for it. Made by ``load`` and ``backbone``.
+    """A network and how images are read for it. Made by ``tlearn.load`` and ``tlearn.backbone``.
 
     Attributes:
         model: ``keras.Model``: RGB pixels 0..255, (batch, S, S, 3), to what calling the network gives.
@@ -90,6 +41,7 @@ class Network:
         multi_label: whether an image may have several labels: probabilities then do not add up to one.
         reading: how a file becomes pixels.
         backbone: the architecture with its layers, stable names and blocks.
+        layers: tensors of the network by the names of its layers.
         run: the run it is from; None for a bare backbone.
     """
 
@@ -113,9 +65,8 @@ class Network:
         self.reading = reading
         self.backbone = backbone
         self.run = run
+        self.layers = Layers(backbone, head_layers)
         self._scores = scores
-        self._head_layers = tuple(head_layers)
-        self._tensors: dict[tuple[Layer, Pooling], Any] = {}
         self._functions: dict[tuple[int, ...], Any] = {}
 
     # --- asking ------------------------------------------------------------------------------------------------------
@@ -230,15 +181,55 @@ class Network:
             UserError: there is no such layer.
         """
         several = not (layer is None or isinstance(layer, str | int))
-        outputs = self.tensors(layer if several else [layer] if layer is not None else [], pooling)  # type: ignore[arg-type, list-item]
+        outputs = self.layers.tensors(layer if several else [layer] if layer is not None else [], pooling)  # type: ignore[arg-type, list-item]
         columns = _columns(self.compute(as_images(images), list(outputs.values()), batch_size), list(outputs.values()))
         return dict(zip(outputs, columns, strict=True)) if several else columns[0]
 
     def explain(self, image: ImageInput, class_: str | int | None = None, layer: Layer | None = None) -> Explanation:
-        """What in an image speaks for a class, see ``tlearn.explain.grad_cam``."""
-        from tlearn.explain import grad_cam
+        """What in an image speaks for a class: Grad-CAM, see ``tlearn.gradcam``.
 
-        return grad_cam(self, image, class_=class_, layer=layer)
+        Args:
+            image: one image: a path or an array.
+            class_: name, WordNet id or index; None: the likeliest.
+            layer: a feature map by name, block or index; None: the last.
+
+        Raises:
+            UserError: the image cannot be read, there is no such class, or the layer has no positions.
+        """
+        images = as_images(image)
+        if len(images) != 1:
+            raise UserError(Problem("image", f"one image is explained at a time, got {len(images)}"))
+        logits = self.logits
+        features = self.layers.feature_map if layer is None else self.layers.tensors([layer])[str(layer)]
+        name = self.layers.name_of(features)
+        if len(features.shape) != 4:
+            raise UserError(Problem("layer", f"{name} has no positions: its output is {tuple(features.shape)}"))
+        chosen = None if class_ is None else find_class(class_, self.classes, self.wordnet)
+        seen = self.reading.square(images.picture(0, self.reading), SIDE)
+        pixels = images.load(0, self.reading)
+        index, support, scores = class_support(self.model.inputs, features, logits, pixels, chosen)
+        if support is None:
+            raise UserError(Problem("layer", f"the classes do not depend on {name}"))
+        guess = self.guess(index, _probability(scores, index, self.multi_label))
+        return Explanation(path=images.name(0), guess=guess, layer=name, map=support, seen=seen)
+
+    def evaluate(
+        self, data: str | os.PathLike[str] | None = None, *, against: Network | None = None, **settings: Any
+    ) -> Evaluation:
+        """How good the network is on labelled images.
+
+        Args:
+            data: a folder of class folders, or a table (.csv, .tsv, .parquet); None: the data of the run.
+            against: another network, to be compared with on the same images (McNemar's test).
+            settings: see ``tlearn.evaluate.api.Settings``: ``split="test"``, ``method="knn"``, ...
+
+        Raises:
+            UserError, DataError: everything a user can mend, such as classes that the network does not know.
+        """
+        from tlearn.evaluate.api import Settings, evaluate_network
+
+        path = None if data is None else os.fspath(data)
+        return evaluate_network(self, path, Settings(**settings), against=against)
 
     # --- computing ---------------------------------------------------------------------------------------------------
 
@@ -286,15 +277,6 @@ class Network:
             self._functions[key] = function
         return self._functions[key]
 
-    # --- layers by name ----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def feature_map(self) -> Any:
-        """``KerasTensor`` (batch, h, w, channels): the last one of the backbone."""
-        backbone = self.backbone
-        has_top = len(backbone.output.shape) != 4
-        return backbone.layers[backbone.blocks[-1].last].output if has_top else backbone.output
-
     @cached_property
     def logits(self) -> Any:
         """``KerasTensor`` (batch, classes): the scores before softmax or sigmoid. Raises UserError without them."""
@@ -311,55 +293,6 @@ class Network:
         plain.set_weights(last.get_weights())
         return logits
 
-    def tensors(self, layers: Sequence[Layer], pooling: Pooling | str | None = None) -> dict[str, Any]:
-        """``KerasTensor`` of each layer, by the names given; of none: ``pooled`` alone.
-
-        Raises:
-            UserError: with every name that is no layer of this network, and the nearest ones.
-        """
-        found: dict[str, Any] = {}
-        problems: list[Problem] = []
-        for layer in layers or [POOLED]:
-            try:
-                found[str(layer)] = self._tensor(layer, _poolings(pooling))
-            except UserError as error:
-                problems += error.problems
-        if problems:
-            raise UserError(problems)
-        return found
-
-    def _tensor(self, layer: Layer, pooling: Pooling) -> Any:
-        """The same object each time: functions are compiled for it."""
-        key = (layer, pooling)
-        if key not in self._tensors:
-            pooled = layer == POOLED
-            tensor = self.feature_map if pooled else self._layer(layer).output
-            self._tensors[key] = _pool(tensor, Pooling.avg if pooled else pooling)
-        return self._tensors[key]
-
-    def _layer(self, layer: Layer) -> Any:
-        """A layer by index, by name, or by block: its last one. A name goes before a block of the same name."""
-        backbone = self.backbone
-        own = dict(zip(backbone.names, backbone.layers, strict=True))
-        head = dict(zip(stable_names(self._head_layers), self._head_layers, strict=True))
-        blocks = {block.name: backbone.layers[block.last] for block in backbone.blocks}
-        if isinstance(layer, str) and layer.isascii() and layer.lstrip("-").isdigit():
-            layer = int(layer)
-        if isinstance(layer, int):
-            if 0 <= layer < len(backbone.layers):
-                return backbone.layers[layer]
-            what, fix = f"{backbone.spec.name} has layers 0 to {len(backbone.layers) - 1}, got {layer}", ""
-        else:
-            named = blocks | head | own
-            if layer in named:
-                return named[layer]
-            if layer.removeprefix("block:") in blocks:
-                return blocks[layer.removeprefix("block:")]
-            near = did_you_mean(layer, named)
-            what, fix = f"{backbone.spec.name} has no layer or block {layer!r}", near if "did you" in near else ""
-            fix += "\n    " if fix else ""
-        raise UserError(Problem("layer", what, f"{fix}python -m tlearn.backbones {backbone.spec.name} lists them"))
-
     def _classifier_output(self) -> Any:
         if self._scores is None:
             name = self.backbone.spec.name
@@ -368,23 +301,10 @@ class Network:
         return self._scores
 
 
-def _poolings(pooling: Pooling | str | None) -> Pooling:
-    """Those that need no weights. Raises UserError for others."""
-    known = {kind.value: kind for kind in (Pooling.none, Pooling.avg, Pooling.max)}
-    name = pooling.value if isinstance(pooling, Pooling) else pooling or "none"
-    if name not in known:
-        raise UserError(Problem("pooling", f"is {name!r}", did_you_mean(name, known)))
-    return known[name]
-
-
-def _pool(tensor: Any, pooling: Pooling) -> Any:
-    """A feature map pooled over positions; anything else as it is."""
-    if pooling is Pooling.none or len(tensor.shape) != 4:
-        return tensor
-    import keras
-
-    average, largest = keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D
-    return (average if pooling is Pooling.avg else largest)(dtype="float32")(tensor)
+def _probability(scores: NDArray[np.float32], index: int, multi_label: bool) -> float:
+    """Of one class, from all scores (classes,) before softmax or sigmoid."""
+    others = np.array([0, scores[index]]) if multi_label else scores
+    return float(np.exp(scores[index] - np.logaddexp.reduce(others)))
 
 
 def _columns(computed: Iterator[tuple[Batch, list[NDArray[np.float32]]]], outputs: list[Any]) -> list[NDArray[Any]]:
@@ -401,178 +321,3 @@ def _columns(computed: Iterator[tuple[Batch, list[NDArray[np.float32]]]], output
 def _unreadable(batch: Batch, fix: str) -> DataError:
     name, reason = batch.unreadable[0]
     return DataError(Problem(name, reason, fix))
-
-
-# --- making one ------------------------------------------------------------------------------------------------------
-
-
-def backbone(
-    name: str,
-    *,
-    layer: Layer | Sequence[Layer] | None = None,
-    weights: str | None = "imagenet",
-    image_size: int | None = None,
-    alpha: float | None = None,
-    depth_multiplier: int | None = None,
-    dropout: float | None = None,
-    include_top: bool = False,
-    classes: int = 1000,
-    pooling: Pooling | str | None = None,
-    input_tensor: Any = None,
-    options: Mapping[str, Any] | None = None,
-    resize: Resize | str = Resize.crop,
-    crop_fraction: float = IMAGENET_READING.crop_fraction,
-    interpolation: Interpolation | str = Interpolation.bilinear,
-    max_pixels: int = IMAGENET_READING.max_pixels,
-) -> Network:
-    """A pretrained network, to classify with or to take features from.
-
-    Args:
-        name: architecture, see ``python -m tlearn.backbones``.
-        layer: what calling the network gives: a layer or block by name or index, or several; None: the last feature
-            map, with ``include_top`` probabilities.
-        weights: ``imagenet``, ``glyphs``, a weights file, a run folder, or None: random.
-        image_size: side of the square input, pixels; None: the architecture's own.
-        alpha, depth_multiplier, dropout: options of a MobileNet.
-        include_top: with the network's own classifier.
-        classes: its outputs; the names are known for ImageNet's 1000.
-        pooling: of feature maps: None or ``none`` keeps them whole; ``avg`` or ``max`` over positions. Probabilities
-            are not pooled.
-        input_tensor: a ``KerasTensor`` of yours to build on, (batch, S, S, 3), RGB 0..255. ``model`` then starts where
-            your tensor does.
-        options: of a registered backbone.
-        resize, crop_fraction, interpolation, max_pixels: how image files are read, see ``tlearn.data.Reading``.
-
-    Raises:
-        ConfigError, WeightsError: as ``tlearn.build_backbone`` does.
-        UserError: there is no such layer.
-    """
-    weights = resolve_weights(weights)
-    chosen: dict[str, Any] = {
-        "weights": weights,
-        "image_size": image_size,
-        "alpha": alpha,
-        "depth_multiplier": depth_multiplier,
-        "dropout": dropout,
-        "include_top": include_top,
-        "classes": classes,
-        "options": options,
-    }
-    if input_tensor is None:
-        _raise_any(check_backbone(name, **chosen))  # before TensorFlow is imported
-    _check_reading(crop_fraction, max_pixels)
-    import_tensorflow()
-    import keras
-
-    with contextlib.redirect_stdout(sys.stderr):  # Keras prints what it downloads; standard output is for results
-        built = build_backbone(name, input_tensor=input_tensor, **chosen)
-    sources = keras.utils.get_source_inputs(built.input)
-    sources = sources[0] if len(sources) == 1 else sources
-    imagenet = imagenet_classes() if include_top and classes == 1000 else None
-    reading = Reading(built.image_size, Resize(resize), crop_fraction, Interpolation(interpolation), max_pixels)
-    network = Network(
-        backbone=built,
-        model=keras.Model(sources, built.output, name=name),
-        scores=built.output if include_top else None,
-        reading=reading,
-        classes=_class_names(imagenet, classes) if include_top else (),
-        wordnet=tuple(row.wordnet for row in imagenet) if imagenet else None,
-    )
-    if layer is not None or (pooling is not None and not include_top):
-        outputs = _chosen_outputs(network, layer, pooling)
-        network.model = keras.Model(sources, outputs, name=name)
-    return network
-
-
-def load(run: str | os.PathLike[str] | Run) -> Network:
-    """The network of a finished run, with its final weights, its classes, and its way of reading images.
-
-    The model is built from the run's config; of ``model.keras`` only the arrays are read. A backbone or head of your
-    own is found as in training: through an entry point or ``TLEARN_PLUGINS``.
-
-    Raises:
-        UserError: the folder is no run, has not finished, or is from a version that knew other options.
-        WeightsError: the model file is missing or damaged.
-    """
-    opened = run if isinstance(run, Run) else Run.open(os.fspath(run))
-    config, classes, multi_label = _facts(opened)
-    import_tensorflow()
-    from tlearn.train.classifier import build_classifier
-
-    classifier = build_classifier(
-        config.backbone,
-        config.head,
-        weights=None,
-        classes=config.head.classes or len(classes),
-        multi_label=multi_label,
-        precision=config.precision,
-    )
-    load_weights(
-        opened.model_file, classifier.model.layers, network=f"the run {opened.path.name}", where=str(opened.path)
-    )
-    model = classifier.finished(Output.probabilities)
-    return Network(
-        backbone=classifier.backbone,
-        model=model,
-        scores=model.output,
-        head_layers=(*classifier.head_layers, model.layers[-1]),
-        reading=Reading.of(config.data, config.backbone.image_size or get_spec(config.backbone.name).image_size),
-        classes=(*classes, *(f"output {index}" for index in range(len(classes), classifier.classes))),
-        multi_label=multi_label,
-        run=opened,
-    )
-
-
-def _facts(run: Run) -> tuple[Config, tuple[str, ...], bool]:
-    """Config, classes and kind of labels of a finished run. Raises UserError when it is not one this version knows."""
-    if not run.summary_file.is_file():
-        fix = f"go on with it: python -m tlearn.train resume={run.path}"
-        raise UserError(Problem(str(run.path), "this run has not finished", fix))
-    try:
-        config, manifest = run.config, run.manifest
-        get_spec(config.backbone.name), HEADS[config.head.name]  # a plugin's that is not there is found now
-        classes, multi_label = tuple(manifest["classes"]), manifest["multi_label"]
-        if not classes or not all(isinstance(name, str) for name in classes) or not isinstance(multi_label, bool):
-            raise ValueError("manifest.json: its classes make no sense")
-    except ConfigError as error:
-        fix = (
-            f"the run is from tlearn {_version(run)}: use that version; modules of your own are named in TLEARN_PLUGINS"
-        )
-        problems = [Problem(f"{run.config_file}: {problem.where}", problem.what, fix) for problem in error.problems]
-        raise UserError(problems) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        words = " ".join(str(error).split())[:300]
-        raise UserError(Problem(str(run.path), f"this run folder is damaged: {words}")) from error
-    return config, classes, multi_label
-
-
-def _version(run: Run) -> str:
-    """The version of tlearn that made a run, as far as its folder says."""
-    try:
-        return str(json.loads(run.environment_file.read_text(encoding="utf-8"))["packages"]["tlearn"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "of an unknown version"
-
-
-def _chosen_outputs(network: Network, layer: Layer | Sequence[Layer] | None, pooling: Pooling | str | None) -> Any:
-    if layer is None:
-        return _pool(network.feature_map, _poolings(pooling))
-    several = not isinstance(layer, str | int)
-    outputs = list(network.tensors(layer if several else [layer], pooling).values())  # type: ignore[arg-type, list-item]
-    return outputs if several else outputs[0]
-
-
-def _class_names(imagenet: Any, classes: int) -> tuple[str, ...]:
-    return tuple(row.name for row in imagenet) if imagenet else tuple(map(str, range(classes)))
-
-
-def _check_reading(crop_fraction: float, max_pixels: int) -> None:
-    if not 0 < crop_fraction <= 1:
-        raise ConfigError(Problem("crop_fraction", f"must be above 0 and at most 1, got {crop_fraction}"))
-    if max_pixels < 1:
-        raise ConfigError(Problem("max_pixels", f"must be 1 or more, got {max_pixels}"))
-
-
-def _raise_any(problems: list[Problem]) -> None:
-    if problems:
-        raise ConfigError(problems)

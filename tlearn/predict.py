@@ -25,7 +25,8 @@ from tlearn.errors import DataError, Problem, UserError
 from tlearn.train.command import OK
 
 if TYPE_CHECKING:
-    from tlearn.network import Network, Prediction
+    from tlearn.network import Network
+    from tlearn.prediction import Prediction
 
 _HELP = """\
 Print the likeliest classes of images and their probabilities.

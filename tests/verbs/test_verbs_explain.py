@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import tlearn
-from tlearn.explain import Explanation, grad_cam, main
+from tlearn.explain import main
+from tlearn.gradcam import Explanation
+from tlearn.prediction import Guess
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def test_the_map_is_the_class_activation_map() -> None:
     kernel = next(layer for layer in network.backbone.layers if layer.name == "predictions").kernel.numpy()
     mixed = 0
     for class_ in range(0, 1000, 100):
-        found = grad_cam(network, image, class_=class_)
+        found = network.explain(image, class_)
         support = np.maximum(features @ kernel[:, class_], 0)
         expected = support / support.max() if support.max() > 0 else support
         assert expected.shape == (3, 3)
@@ -37,7 +39,7 @@ def test_the_map_is_the_class_activation_map() -> None:
 
 def test_a_run_explains_the_class_it_predicts(network: tlearn.Network) -> None:
     image = np.random.default_rng(5).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    found = grad_cam(network, image)
+    found = network.explain(image)
     best = network.predict(image)[0].top[0]
     assert found.guess.label == best.label
     assert found.guess.probability == pytest.approx(best.probability, abs=1e-6)
@@ -69,8 +71,8 @@ def test_every_kind_of_classifier(name: str, size: int) -> None:
     """Dense layers over a flattened map, a convolution, a dense layer; the score is taken before softmax."""
     network = tlearn.backbone(name, weights=None, image_size=size, include_top=True)
     image = np.random.default_rng(6).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    found = grad_cam(network, image)
-    assert found.map.shape == tuple(network.feature_map.shape[1:3])
+    found = network.explain(image)
+    assert found.map.shape == tuple(network.layers.feature_map.shape[1:3])
     assert found.map.max() in (0, 1)
     ((_, (scores,)),) = network.compute(tlearn.images.as_images(image), [network.logits])
     difference = np.log(network(image)[0]) - scores[0]  # a constant, if these are the scores before softmax
@@ -89,7 +91,7 @@ def test_the_picture(digits_run: Path, pictures: Path, capsys: pytest.CaptureFix
 
 
 def test_the_overlay_is_grey_but_for_the_map() -> None:
-    guess = tlearn.network.Guess(0, "a", 0.5)
+    guess = Guess(0, "a", 0.5)
     seen = np.random.default_rng(1).integers(0, 256, (448, 448, 3), dtype=np.uint8)
     half = np.zeros((4, 4), np.float32)
     half[:, :2] = 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 from tlearn.data.check import CheckReport, Unreadable, check_images
 from tlearn.data.decode import UnreadableImage, decode, resize
 from tlearn.data.failures import reraise
-from tlearn.data.load import Data, check_data, index_data, load_data
+from tlearn.data.load import Data, check_data, index_data, leave_out, load_data
 from tlearn.data.loader import PixelCache
 from tlearn.data.pipeline import batches_per_epoch, evaluation_batches, training_batches, view_batches
 from tlearn.data.preflight import check_augment_config, check_data_config, peek_classes
@@ -43,6 +43,7 @@ __all__ = [
     "evaluation_batches",
     "fingerprint",
     "index_data",
+    "leave_out",
     "load_data",
     "peek_classes",
     "register_source",

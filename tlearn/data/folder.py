@@ -49,11 +49,11 @@ def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource
     labels, splits, stamps = [], [], []
     for split, top in by_split.items():
         for label, name in enumerate(classes):
-            found = list(_images(root, top / name)) if (top / name).is_dir() else []
+            found = list(walk(os.fspath(top / name))) if (top / name).is_dir() else []
             if not found and split in (Split.train, Split.unused):
                 raise _no_images(top / name)
-            keys.append(key_array(key for key, _ in found))
-            stamps.append(np.array([stamp for _, stamp in found], np.int64).reshape(-1, 2))
+            keys.append(key_array(os.path.relpath(path, root) for path in found))
+            stamps.append(np.array([stamp_of(path) for path in found], np.int64).reshape(-1, 2))
             labels.append(np.full(len(found), label, np.int32))
             splits.append(np.full(len(found), split, np.int8))
     table = ImageTable(
@@ -105,25 +105,35 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
-def _images(
-    root: Path, folder: Path, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(key, stamp) of every image below a folder, sorted by name within each folder.
+def walk(
+    folder: str, *, list_unreadable: bool = False, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[str]:
+    """Paths of the images below a folder, sorted by name within each folder.
 
-    ``above`` holds device and inode of the folders on the way down: a link back to one of them would never end.
+    Args:
+        folder: where to begin; its path begins theirs.
+        list_unreadable: give the path of a folder that may not be read, instead of raising DataError.
+        above: device and inode of the folders on the way down: a link back to one of them would never end.
     """
-    status = folder.stat()
+    try:
+        entries = sorted(_entries(folder), key=lambda entry: entry.name)
+        status = os.stat(folder)
+    except (DataError, OSError):
+        if not list_unreadable:
+            raise
+        yield folder
+        return
     identity = status.st_dev, status.st_ino
     if identity in above:
         return
-    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
+    for entry in entries:
         if entry.is_dir():
-            yield from _images(root, Path(entry.path), above | {identity})
+            yield from walk(entry.path, list_unreadable=list_unreadable, above=above | {identity})
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            yield os.path.relpath(entry.path, root), stamp_of(entry.path)
+            yield entry.path
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """What is in a folder, without hidden names."""
     try:
         with os.scandir(folder) as entries:

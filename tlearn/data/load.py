@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +94,26 @@ def check_data(data: Data, config: DataConfig, *, progress: Progress | None = No
     """
     rows = np.arange(len(data.table))
     report = check_images(data.source, rows, mode=config.check, on_error=config.on_error, progress=progress)
-    table = data.table
-    if report.unreadable:
-        unreadable = np.array([entry.row for entry in report.unreadable])
-        table = _divided(data.source.table, np.setdiff1d(rows, unreadable), config)
-    return _data(data.source, table, report)
+    return _without(data, config, [entry.row for entry in report.unreadable], report)
+
+
+def leave_out(data: Data, config: DataConfig, paths: Collection[str]) -> Data:
+    """Divide anew without some files: as it was divided when they were found to be unreadable.
+
+    Args:
+        data: of ``index_data``, with the same config.
+        config: as there.
+        paths: of the files, as ``CheckReport.unreadable`` names them.
+    """
+    rows = [row for row in range(len(data.table)) if str(data.source.file(row)) in paths] if paths else []
+    return _without(data, config, rows, data.report)
+
+
+def _without(data: Data, config: DataConfig, unreadable: list[int], report: CheckReport) -> Data:
+    if not unreadable:
+        return _data(data.source, data.table, report)
+    rows = np.setdiff1d(np.arange(len(data.table)), unreadable)
+    return _data(data.source, _divided(data.source.table, rows, config), report)
 
 
 def _data(source: ImageSource, table: ImageTable, report: CheckReport) -> Data:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from tlearn.backbones.naming import stable_names, variable_keys
 from tlearn.config import AugmentConfig, PrefixEngine
 from tlearn.data import ImageSource, Reading, fingerprint
-from tlearn.train.classifier import Classifier
 from tlearn.train.feature_cache import Layout
 from tlearn.train.frontier import Frontier, is_of_keras
 
@@ -63,10 +62,10 @@ def feature_key(
     return hashlib.sha256(_json(ingredients)).hexdigest()[:32]
 
 
-def prefix_hash(classifier: Classifier, frontier: Frontier) -> str:
+def prefix_hash(frontier: Frontier) -> str:
     """Hash of a prefix: its graph, and its weights as they are now."""
     prefix = frontier.prefix()
-    layers = classifier.model.layers
+    layers = frontier.model.layers
     names = dict(zip([layer.name for layer in layers], stable_names(layers), strict=True))
     digest = hashlib.sha256(_json(_described(prefix.get_config(), names)))
     for operation in prefix.operations:

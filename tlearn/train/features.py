@@ -365,7 +365,7 @@ class FeatureMaker:
         return self._wanted(find_frontier(self._classifier.model))
 
     def _wanted(self, frontier: Frontier) -> tuple[_Wanted, _Wanted]:
-        prefix = prefix_hash(self._classifier, frontier)
+        prefix = prefix_hash(frontier)
         train, val = _layouts(self._config, self._data, frontier)
         return self._entry("train", frontier, prefix, train), self._entry("val", frontier, prefix, val)
 

@@ -1,0 +1,156 @@
+"""An evaluation as people read it in a terminal, 80 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tlearn.arguments import printable
+from tlearn.evaluate.comparison import Comparison
+from tlearn.evaluate.evaluation import Evaluation
+from tlearn.evaluate.intervals import Score
+from tlearn.evaluate.scores import ClassScores
+
+TITLES = {
+    "accuracy": "accuracy (top-1)",
+    "top5": "top-5",
+    "subset_accuracy": "all labels right",
+    "map": "mean average precision",
+    "micro_ap": "micro average precision",
+    "ranking_ap": "label ranking AP",
+    "loss": "loss (cross-entropy)",
+    "ece": "calibration error (ECE)",
+}
+_ALL_CLASSES = 20  # up to so many are all shown
+_WORST = 10  # of more, these
+_MATRIX = 10  # classes whose confusion matrix still fits 80 columns
+_NAME = 30
+
+
+def title_of(name: str, *, several: bool) -> str:
+    """A score's name for people."""
+    if several and name == "accuracy":
+        return "single decisions right"
+    if name in TITLES:
+        return TITLES[name]
+    average, _, score = name.partition("_")
+    return f"{average} {score}".replace("f1", "F1")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A score, or ``-`` where it is not defined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def interval(score: Score) -> str:
+    """``0.71 .. 0.85``."""
+    return "" if score.low is None else f"{number(score.low)} .. {number(score.high)}"
+
+
+def evaluation_tables(evaluation: Evaluation) -> RenderableType:
+    """Everything but the pictures."""
+    images = evaluation.outputs.images
+    several = evaluation.outputs.several
+    head = f"{evaluation.outputs.network} on {len(images):,} images ({images.split}) of {images.source.where}"
+    parts: list[RenderableType] = [Text(printable(head), style="bold"), ""]
+    parts += [_scores(evaluation), "", _classes(evaluation.classes, several)]
+    if evaluation.matrix is not None and len(evaluation.outputs.classes) <= _MATRIX:
+        parts += ["", _matrix(evaluation)]
+    elif evaluation.confusions:
+        parts += ["", _confusions(evaluation)]
+    if evaluation.temperature is not None:
+        parts += ["", _temperature(evaluation)]
+    if evaluation.mistakes:
+        parts += ["", _mistakes(evaluation)]
+    if evaluation.comparison is not None:
+        parts += ["", _comparison(evaluation.comparison)]
+    parts += [Text(printable(f"note: {notice}")) for notice in evaluation.notices]
+    return Group(*parts)
+
+
+def _table(*columns: str, left: Iterable[int] = (0,)) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        of_names = index in left
+        table.add_column(
+            column, justify="left" if of_names else "right", overflow="ellipsis", no_wrap=True, max_width=_NAME
+        )
+    return table
+
+
+def _scores(evaluation: Evaluation) -> Table:
+    table = _table("score", "value", f"{evaluation.confidence:.0%} interval")
+    for name, score in evaluation.scores.items():
+        table.add_row(title_of(name, several=evaluation.outputs.several), number(score.value), interval(score))
+    return table
+
+
+def _classes(classes: tuple[ClassScores, ...], several: bool) -> RenderableType:
+    shown, rest = list(classes), ""
+    if len(classes) > _ALL_CLASSES:
+        by_f1 = sorted((each for each in classes if each.support), key=lambda each: each.f1 or 0.0)
+        shown = by_f1[:_WORST]
+        rest = f"the {len(shown)} with the smallest F1 of {len(classes)} classes; --output FOLDER writes all"
+    columns = ["class", "precision", "recall", "F1", "images", "predicted"]
+    table = _table(*columns, *(["AP"] if several else []))
+    for each in shown:
+        values = (number(each.precision), number(each.recall.value), number(each.f1))
+        precision = [number(each.average_precision)] if several else []
+        table.add_row(printable(each.name), *values, str(each.support), str(each.predicted), *precision)
+    return Group(table, Text(rest, style="dim")) if rest else table
+
+
+def _matrix(evaluation: Evaluation) -> Table:
+    """Rows the true classes; columns by number, since names would not fit."""
+    assert evaluation.matrix is not None
+    names = evaluation.outputs.classes
+    table = _table("true class", *(str(index + 1) for index in range(len(names))))
+    for index, (name, row) in enumerate(zip(names, evaluation.matrix, strict=True)):
+        counts = [str(count) if count else "." for count in row]
+        table.add_row(f"{index + 1} {printable(name)}", *counts)
+    return table
+
+
+def _confusions(evaluation: Evaluation) -> Table:
+    table = _table("true class", "taken for", "images", left=(0, 1))
+    for truth, predicted, count in evaluation.confusions:
+        table.add_row(printable(truth), printable(predicted), str(count))
+    return table
+
+
+def _temperature(evaluation: Evaluation) -> Table:
+    assert evaluation.temperature is not None
+    before, after = evaluation.calibration, evaluation.temperature.after
+    table = _table("calibration", "as it is", f"temperature {evaluation.temperature.value:.3g}")
+    for title, attribute in (("ECE", "ece"), ("largest gap", "mce"), ("loss", "loss"), ("Brier score", "brier")):
+        table.add_row(title, number(getattr(before, attribute)), number(getattr(after, attribute)))
+    return table
+
+
+def _mistakes(evaluation: Evaluation) -> RenderableType:
+    table = _table("true", "predicted", "probability", "image", left=(0, 1, 3))
+    for column, width in zip(table.columns, (16, 16, 11, 30), strict=True):
+        column.max_width = width
+    for mistake in evaluation.mistakes[:5]:
+        path = printable(mistake.path)
+        short = path if len(path) <= 30 else f"…{path[-29:]}"  # the end of a path tells more than its beginning
+        table.add_row(printable(mistake.truth), printable(mistake.predicted), number(mistake.probability), short)
+    what = "decisions" if evaluation.outputs.several else "images"
+    return Group(Text(f"most confident of {evaluation.wrong:,} wrong {what}"), table)
+
+
+def _comparison(comparison: Comparison) -> RenderableType:
+    first, second = printable(comparison.first), printable(comparison.second)
+    table = _table("", f"{second} right", f"{second} wrong")
+    table.add_row(f"{first} right", str(comparison.both), str(comparison.only_first))
+    table.add_row(f"{first} wrong", str(comparison.only_second), str(comparison.neither))
+    difference = comparison.difference
+    spread = f"{number(difference.value)} ({interval(difference)})"
+    lines = (
+        f"accuracy of {first} less that of {second}: {spread}",
+        f"McNemar's test, {comparison.test}: {comparison.verdict}",
+    )
+    return Group(table, *map(Text, lines))
