@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.config import Check, OnError
-from tlearn.data.decode import UnreadableImage, decode, read_size
+from tlearn.data.decode import UnreadableImage, decode, read_size, regular_size
 from tlearn.data.source import FileSource, ImageSource
 from tlearn.data.table import ImageTable
 from tlearn.errors import DataError, Problem
@@ -199,6 +199,7 @@ _NO_LIMIT = 2**62
 
 
 def _bytes(path: Path) -> bytes:
+    regular_size(path)
     try:
         return path.read_bytes()
     except OSError as error:
