@@ -69,13 +69,13 @@ def _default_problems(defaults: Any, path: Path) -> Iterator[Problem]:
             named = f"{where}: {key}"
             if re.match(r"/*hydra\b", group) or "@hydra" in group:
                 yield Problem(named, "an experiment cannot set Hydra itself")
-            elif not _stays_inside(group) or not (option is None or isinstance(option, str) and _stays_inside(option)):
+            elif not all(_stays_inside(name) for name in (group, "" if option is None else option)):
                 fix = "choose options of the config groups: - override /backbone: mobilenet_v2"
                 yield Problem(named, "leads out of the config groups", fix)
 
 
-def _stays_inside(name: str) -> bool:
-    return re.fullmatch(r"/?[\w.@-]+(/[\w.@-]+)*", name) is not None and ".." not in name
+def _stays_inside(name: Any) -> bool:
+    return isinstance(name, str) and ".." not in name and re.fullmatch(r"[\w.@/-]*", name) is not None
 
 
 def _reference_problems(value: Any, where: str) -> Iterator[Problem]:

@@ -32,6 +32,7 @@ ImageInput = Any
 """Paths of images or folders, one or several; or arrays: one image (h, w, 3), many (n, h, w, 3), or a list of them."""
 
 _AHEAD = 2  # batches read while one is being computed
+_DEEPEST = 100  # folders in folders
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> FileImages:
     names: list[str] = []
     for path in (os.fspath(given) for given in paths):
         if os.path.isdir(path):
-            keys = key_array(_walk(path))
+            keys = key_array(_walk(path, set()))
             found.append(keys if len(keys) else key_array([path]))
             names += _class_names(path, keys) if len(keys) else [""]
         else:
@@ -224,10 +225,10 @@ def is_table(path: str | os.PathLike[str]) -> bool:
     return os.path.splitext(path)[1].lower() in TABLES
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+def _walk(folder: str, seen: set[tuple[int, int]], depth: int = 0) -> Iterator[str]:
     """Paths of images below a folder, sorted within each; a folder that may not be read is given as it is.
 
-    ``above`` holds device and inode of the folders on the way down: a link back to one of them would never end.
+    ``seen`` holds device and inode of the folders so far: links may lead in circles, or to one folder in many ways.
     """
     try:
         status = os.stat(folder)
@@ -237,11 +238,15 @@ def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Itera
         yield folder
         return
     identity = status.st_dev, status.st_ino
-    if identity in above:
+    if identity in seen:
+        return
+    seen.add(identity)
+    if depth > _DEEPEST:
+        yield folder
         return
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(entry.path, above | {identity})
+            yield from _walk(entry.path, seen, depth + 1)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
             yield entry.path
 

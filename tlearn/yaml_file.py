@@ -64,7 +64,7 @@ def _check_nesting(text: str) -> None:
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            raise ValueError(f"nested more than {_DEEPEST} levels deep, line {event.start_mark.line + 1}")
+            raise ValueError(f"nested more than {_DEEPEST} levels deep")
 
 
 def _unfolded_size(node: yaml.Node, sizes: dict[int, int]) -> int:

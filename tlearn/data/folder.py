@@ -11,6 +11,7 @@ means the same image wherever the folder lies.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ SPLIT_NAMES = {
 }
 """What split folders, and the values of a split column, may be called (in lower case)."""
 
+_DEEPEST = 100  # folders below a class folder
 _WHERE = "data.path"
 _LAYOUT = "expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg and FOLDER/val/CLASS/image.jpg"
 
@@ -47,9 +49,10 @@ def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource
     classes, by_split = class_folders(root)
     keys: list[pa.LargeBinaryArray] = []
     labels, splits, stamps = [], [], []
+    listing = _Listing(root)
     for split, top in by_split.items():
         for label, name in enumerate(classes):
-            found = list(_images(root, top / name)) if (top / name).is_dir() else []
+            found = list(listing.images(top / name)) if (top / name).is_dir() else []
             if not found and split in (Split.train, Split.unused):
                 raise _no_images(top / name)
             keys.append(key_array(key for key, _ in found))
@@ -63,7 +66,7 @@ def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource
         classes,
         stamps=np.concatenate(stamps),
     )
-    return FileSource("folder", os.fspath(root), root, table, max_pixels)
+    return FileSource("folder", os.fspath(root), root, table, max_pixels, listing.notes())
 
 
 def class_folders(root: Path) -> tuple[tuple[str, ...], dict[Split, Path]]:
@@ -105,22 +108,53 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
-def _images(
-    root: Path, folder: Path, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(key, stamp) of every image below a folder, sorted by name within each folder.
+class _Listing:
+    """Lists the images of class folders, and counts what is worth a word."""
 
-    ``above`` holds device and inode of the folders on the way down: a link back to one of them would never end.
-    """
-    status = folder.stat()
-    identity = status.st_dev, status.st_ino
-    if identity in above:
-        return
-    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from _images(root, Path(entry.path), above | {identity})
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            yield os.path.relpath(entry.path, root), stamp_of(entry.path)
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = os.path.realpath(root)
+        self._others: Counter[str] = Counter()
+        self._outside = 0
+
+    def images(self, folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+        """(key, stamp) of every image below a folder, sorted by name within each folder."""
+        # Device and inode of every folder seen: links may lead in circles, or to one folder in a million ways.
+        return self._below(folder, set(), 0)
+
+    def _below(self, folder: Path, seen: set[tuple[int, int]], depth: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        entries = _entries(folder)
+        status = folder.stat()
+        identity = status.st_dev, status.st_ino
+        if identity in seen:
+            return
+        seen.add(identity)
+        if depth > _DEEPEST:
+            raise DataError(Problem(_WHERE, f"{folder} is more than {_DEEPEST} folders deep", _LAYOUT))
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            extension = os.path.splitext(entry.name)[1].lower()
+            if entry.is_dir():
+                yield from self._below(Path(entry.path), seen, depth + 1)
+            elif extension in EXTENSIONS:
+                self._outside += entry.is_symlink() and self._leads_out(entry.path)
+                yield os.path.relpath(entry.path, self._root), stamp_of(entry.path)
+            else:
+                self._others[extension or "no extension"] += 1
+
+    def _leads_out(self, path: str) -> bool:
+        return os.path.commonpath((os.path.realpath(path), self._real)) != self._real
+
+    def notes(self) -> list[str]:
+        """What was passed over, and how many images lie elsewhere."""
+        notes = []
+        if self._others:
+            kinds = ", ".join(f"{count} {name}" for name, count in self._others.most_common(8))
+            more = ", ..." if len(self._others) > 8 else ""
+            known = " ".join(sorted(EXTENSIONS))
+            notes.append(f"{self._others.total()} files passed over ({kinds}{more}); images are {known}")
+        if self._outside:
+            notes.append(f"{self._outside} images are links to files outside {self._root}")
+        return notes
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
