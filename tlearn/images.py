@@ -22,7 +22,7 @@ from tlearn.config import DataConfig, Interpolation, Resize
 from tlearn.data import Split, UnreadableImage, resize
 from tlearn.data.decode import EXTENSIONS, open_rgb
 from tlearn.data.folder import class_folders
-from tlearn.data.source import stamp_of
+from tlearn.data.source import is_folder, stamp_of
 from tlearn.data.table import key_array
 from tlearn.data.tabular import EXTENSIONS as TABLES
 from tlearn.data.tabular import index_table
@@ -245,7 +245,7 @@ def _walk(folder: str, seen: set[tuple[int, int]], depth: int = 0) -> Iterator[s
         yield folder
         return
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             yield from _walk(entry.path, seen, depth + 1)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
             yield entry.path

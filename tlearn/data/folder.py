@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from tlearn.data.decode import EXTENSIONS
-from tlearn.data.source import FileSource, stamp_of
+from tlearn.data.source import FileSource, is_folder, stamp_of
 from tlearn.data.table import ImageTable, Split, key_array
-from tlearn.errors import DataError, Problem
+from tlearn.errors import DataError, Problem, visible
 
 SPLIT_NAMES = {
     "train": Split.train,
@@ -105,7 +105,7 @@ def class_folders(root: Path) -> tuple[tuple[str, ...], dict[Split, Path]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if is_folder(entry))
 
 
 class _Listing:
@@ -133,7 +133,7 @@ class _Listing:
             raise DataError(Problem(_WHERE, f"{folder} is more than {_DEEPEST} folders deep", _LAYOUT))
         for entry in sorted(entries, key=lambda entry: entry.name):
             extension = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir():
+            if is_folder(entry):
                 yield from self._below(Path(entry.path), seen, depth + 1)
             elif extension in EXTENSIONS:
                 self._outside += entry.is_symlink() and self._leads_out(entry.path)
@@ -151,10 +151,10 @@ class _Listing:
             kinds = ", ".join(f"{count} {name}" for name, count in self._others.most_common(8))
             more = ", ..." if len(self._others) > 8 else ""
             known = " ".join(sorted(EXTENSIONS))
-            notes.append(f"{self._others.total()} files passed over ({kinds}{more}); images are {known}")
+            notes.append(f"files passed over: {self._others.total()} ({kinds}{more}); images are {known}")
         if self._outside:
-            notes.append(f"{self._outside} images are links to files outside {self._root}")
-        return notes
+            notes.append(f"links to images outside {self._root}: {self._outside}")
+        return [visible(note) for note in notes]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

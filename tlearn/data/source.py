@@ -153,6 +153,14 @@ OUTSIDE = -2
 _STAMPED_AT_ONCE = 100_000
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link to itself leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def stamp_of(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:
     """(size, modification time in nanoseconds) of a file; (-1, -1) where there is no regular file."""
     try:
