@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from tlearn.config import Interpolation, Resize
-from tlearn.errors import ConfigError, Problem, UserError
+from tlearn.errors import ConfigError, Problem, UserError, visible
 from tlearn.train.command import OK, STOPPED, USER_ERROR, print_problems
 
 if TYPE_CHECKING:
@@ -223,13 +223,8 @@ def list_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
         return
     print(f"{len(unreadable):,} image{'s' if len(unreadable) > 1 else ''} could not be read:", file=sys.stderr)
     for name, reason in unreadable[:_SHOWN]:
-        print(f"  {printable(name)}: {reason}", file=sys.stderr)
+        print(f"  {visible(name)}: {reason}", file=sys.stderr)
     if len(unreadable) > _SHOWN:
         print(f"  and {len(unreadable) - _SHOWN:,} more", file=sys.stderr)
     if any("pixels" in reason for _, reason in unreadable):
         print("  --max-pixels N lets larger images in", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """For a terminal: what would move its cursor, or is no character at all, is written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -10,10 +10,8 @@ import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -26,8 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, did_you_mean
+from tlearn.experiments import experiments, read_experiment
 from tlearn.paths import shipped
 from tlearn.typed import keys, suggest_key, typed
+from tlearn.yaml_file import read_yaml
 
 CONFIG_NAME = "train"
 
@@ -64,7 +64,10 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
 def to_config(composed: DictConfig) -> Config:
     """The typed config of what Hydra composed; the run is named after its experiment."""
     choices = OmegaConf.select(composed, "hydra.runtime.choices") or {}
-    plain: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    try:
+        plain: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(Problem("config", str(error).splitlines()[0], "look at its ${...} references")) from None
     plain.pop("hydra", None)
     experiment = choices.get("experiment")
     if experiment and plain.get("name") is None:
@@ -88,7 +91,7 @@ def preset(group: str, name: str) -> Any:
     options = {path.stem: path for path in groups[group].glob("*.yaml")}
     if name not in options:
         raise ConfigError(Problem(f"{group}={name}", "no such option", did_you_mean(name, options)))
-    data = yaml.safe_load(options[name].read_text(encoding="utf-8"))
+    data = read_yaml(options[name])
     schema = type(getattr(Config(), group))
     return typed({key: value for key, value in data.items() if value != "???"}, schema, group)
 
@@ -99,27 +102,17 @@ def register_schema() -> None:
     store.store(name="schema", node=_defaults())
     for name, path in experiments().items():  # each time: in a notebook they are edited between two runs
         try:
-            node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            node = OmegaConf.create(read_experiment(path))
+        except (ConfigError, OmegaConfBaseException):
             continue  # reported when it is chosen: a broken file of one experiment must not stop the others
-        if isinstance(node, dict) and not _hydra_keys(node):
-            folder, _, stem = f"experiment/{name}".rpartition("/")
-            store.store(group=folder, name=stem, package="_global_", node=OmegaConf.create(node))
+        folder, _, stem = f"experiment/{name}".rpartition("/")
+        store.store(group=folder, name=stem, package="_global_", node=node)
 
 
 @cache
 def _defaults() -> DictConfig:
     defaults: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)  # type: ignore[assignment]
     return OmegaConf.create(defaults)
-
-
-def experiments() -> dict[str, Path]:
-    """Experiment files by name, found recursively; the working directory's go before the shipped ones."""
-    found: dict[str, Path] = {}
-    for root in (shipped("experiments"), Path.cwd() / "experiments"):
-        for path in sorted(root.rglob("*.yaml")):
-            found[path.relative_to(root).with_suffix("").as_posix()] = path
-    return found
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
@@ -135,6 +128,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             if equals:
                 fix += f", and quote a value with other signs: \"{key}='{value}'\""
             problems.append(Problem(text, str(error).splitlines()[0], fix))
+        except (ValueError, RecursionError) as error:  # a number too long for int(), brackets too deep to follow
+            problems.append(Problem(f"{text[:60]} ...", f"cannot be read: {error}"))
     if problems:
         raise ConfigError(problems)
     return parsed
@@ -211,21 +206,10 @@ def _experiment_problems(name: str) -> list[Problem]:
     if name not in found:
         return [Problem(f"experiment={name}", "no such experiment", did_you_mean(name, found) if found else "")]
     try:
-        data = yaml.safe_load(found[name].read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        return [Problem(str(found[name]), f"cannot be read as YAML: {' '.join(str(error).split())}")]
-    if not isinstance(data, dict):
-        return [Problem(str(found[name]), "is not a mapping of config keys")]
-    return [Problem(f"{found[name]}: {key}", "an experiment cannot set Hydra itself") for key in _hydra_keys(data)]
-
-
-def _hydra_keys(experiment: dict[str, Any]) -> list[str]:
-    """What of an experiment is for Hydra: its settings can name classes, which a config file must not."""
-    defaults = experiment.get("defaults")
-    chosen = [str(key) for entry in defaults or [] if isinstance(entry, dict) for key in entry]
-    chosen += [str(entry) for entry in defaults or [] if not isinstance(entry, dict)]
-    keys = [str(key) for key in experiment]
-    return [key for key in (*keys, *chosen) if re.match(r"(override\s+)?/?hydra\b", key)]
+        read_experiment(found[name])
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -244,3 +228,5 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
             fix = "stages count from 0; python -m tlearn.plan shows those of the schedule"
             raise ConfigError(Problem(stage[0], "the schedule has no such stage", fix)) from error
         raise ConfigError(Problem("config", message)) from error
+    except RecursionError:
+        raise ConfigError(Problem("config", "is nested too deeply, or an experiment includes itself")) from None

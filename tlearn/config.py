@@ -221,6 +221,7 @@ class DataConfig:
     name: str = option("digits", "digits | glyphs | folder | table | a source registered by a plugin")
     path: str | None = option(None, "folder: the folder of class folders; table: the CSV or Parquet file")
     root: str | None = option(None, "table: folder that relative image paths start from; null: the table's folder")
+    allow_outside_root: bool = option(False, "table: take images outside root too: by .., from / or through a link")
     image_column: str = option("path", "table: column of image paths")
     label_column: str = option("label", "table: column of class names")
     split_column: str | None = option(None, "table: column that says train, val or test; null: split here")

@@ -16,7 +16,18 @@ class Problem:
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f"\n    {self.fix}" if self.fix else "")
+        return visible(f"{self.where}: {self.what}") + (f"\n    {visible(self.fix, keep=chr(10))}" if self.fix else "")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """The text with every character written out that would move, colour or command a terminal.
+
+    A file name may hold any of them, and names of files end up in messages.
+    """
+    if text.isprintable():
+        return text
+    shown = (sign if sign.isprintable() or sign in keep else ascii(sign)[1:-1] for sign in text)
+    return "".join(shown)
 
 
 class UserError(Exception):

@@ -18,10 +18,9 @@ from tlearn.arguments import (
     list_unreadable,
     network_and_paths,
     network_parser,
-    printable,
     run_command,
 )
-from tlearn.errors import DataError, Problem, UserError
+from tlearn.errors import DataError, Problem, UserError, visible
 from tlearn.train.command import OK
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def extract_features(
             _gather(network, images, tensors, partial, batch_size, terminal)
             if not partial.count:
                 partial.remove()
-                problems = [Problem(printable(name), reason) for name, reason in partial.unreadable[:20]]
+                problems = [Problem(visible(name), reason) for name, reason in partial.unreadable[:20]]
                 raise DataError([*problems, Problem("images", "not one could be read")])
             _check_space(path, partial.count, shapes, dtype)
             write_features(path, Result(partial, images, facts))

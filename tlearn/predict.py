@@ -18,10 +18,9 @@ from tlearn.arguments import (
     network_and_paths,
     network_parser,
     output_text,
-    printable,
     run_command,
 )
-from tlearn.errors import DataError, Problem, UserError
+from tlearn.errors import DataError, Problem, UserError, visible
 from tlearn.train.command import OK
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def predict_files(
     waiting = iter(predictions())
     first = next(waiting, None)
     if first is None:
-        raise DataError([Problem(printable(name), reason) for name, reason in unreadable[:20]] + [_none(unreadable)])
+        raise DataError([Problem(visible(name), reason) for name, reason in unreadable[:20]] + [_none(unreadable)])
     with output_text(output) as file:
         WRITERS[format](file, network, _chain(first, waiting))
     return unreadable
@@ -160,16 +159,16 @@ def _chain(first: Prediction, others: Iterable[Prediction]) -> Iterable[Predicti
 
 def _write_table(file: IO[str], network: Network, predictions: Iterable[Prediction]) -> None:
     """Rows of aligned columns; the path comes last, since nobody knows how long the next one is."""
-    width = min(max(len("class"), *(cell_len(printable(name)) for name in network.classes)), 40)
+    width = min(max(len("class"), *(cell_len(visible(name)) for name in network.classes)), 40)
     ids = network.wordnet is not None
     file.write(f"probability  {'wordnet    ' if ids else ''}{_padded('class', width)}  image\n")
     for prediction in predictions:
-        path = printable(prediction.path)
+        path = visible(prediction.path)
         if not prediction.top:
             file.write(f"{'-':>11}  {'           ' if ids else ''}{_padded('-', width)}  {path}\n")
         for guess in prediction.top:
             wordnet = f"{guess.wordnet:<11}" if ids else ""
-            row = f"{guess.probability:11.4f}  {wordnet}{_padded(printable(guess.label), width)}  {path}"
+            row = f"{guess.probability:11.4f}  {wordnet}{_padded(visible(guess.label), width)}  {path}"
             file.write(row.rstrip() + "\n")
             path = ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -33,11 +34,27 @@ def typed(data: Mapping[str, Any], schema: type[C] = Config, where: str = "") ->
     Raises:
         ConfigError: with every unknown key, wrong type and missing value.
     """
-    problems = list(find_problems(data, schema, where))
+    problems = [*_references(data, where), *find_problems(data, schema, where)]
     if problems:
         raise ConfigError(problems)
     made: C = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(data))))  # type: ignore[assignment]
     return made
+
+
+def _references(value: Any, where: str) -> Iterator[Problem]:
+    """Text that OmegaConf would resolve, here or when the run is opened again: ``${oc.env:HOME}`` reads the machine.
+
+    Composing has resolved what a person asked for. What is left is the work of a file that hides it from
+    ``tlearn.experiments``: two halves in two options, put together by a third.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _references(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _references(item, f"{where}.{index}")
+    elif isinstance(value, str) and "${" in value:
+        yield Problem(where, f"holds an unresolved reference, {value[:100]!r}", "write the value itself")
 
 
 def find_problems(data: Mapping[Any, Any], schema: type, where: str) -> Iterator[Problem]:
@@ -66,8 +83,12 @@ def _value_problems(value: Any, kind: Any, schema: type, key: str, path: str) ->
     else:
         try:
             _probe(schema)[key] = value
-        except OmegaConfBaseException as error:
+            taken = _probe(schema)[key]
+        except (OmegaConfBaseException, ValueError) as error:  # ValueError: a number too long to be shown
             yield Problem(path, str(error).splitlines()[0])
+        else:
+            if isinstance(taken, float) and not math.isfinite(taken):
+                yield Problem(path, f"must be a finite number, received {value!r}")
 
 
 @cache

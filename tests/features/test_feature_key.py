@@ -51,8 +51,7 @@ def weights(tmp_path: Path) -> str:
 def save_weights(path: Path, seed: int, **options: Any) -> Path:
     import keras
 
-    from tlearn.backbones import build_backbone
-    from tlearn.backbones.weights import save_weights_npz
+    from tlearn.backbones import build_backbone, save_weights_npz
 
     keras.utils.set_random_seed(seed)
     save_weights_npz(path, build_backbone("tiny", weights=None, image_size=32, options=options).layers)

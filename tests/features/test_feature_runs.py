@@ -52,8 +52,7 @@ def settled(tmp_path: Path) -> Callable[..., tuple[str, ...]]:
     """
     import keras
 
-    from tlearn.backbones import build_backbone
-    from tlearn.backbones.weights import save_weights_npz
+    from tlearn.backbones import build_backbone, save_weights_npz
 
     def settle(name: str, side: int, alpha: float | None = None) -> tuple[str, ...]:
         keras.utils.set_random_seed(1)

@@ -10,7 +10,8 @@ from tlearn.backbones.check import check_backbone
 from tlearn.backbones.naming import stable_names, variable_keys
 from tlearn.backbones.select import Unfreeze, check_unfreeze, parse_unfreeze, trainable_layers
 from tlearn.backbones.specs import SPECS, BackboneSpec, Block, Preprocess, get_spec, register_backbone
-from tlearn.backbones.weights import check_weights, load_weights, load_weights_npz, save_weights_npz
+from tlearn.backbones.weight_files import load_weights, load_weights_npz, save_weights_npz
+from tlearn.backbones.weights import check_weights
 
 __all__ = [
     "SPECS",

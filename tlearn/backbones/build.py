@@ -17,7 +17,8 @@ from tlearn.backbones.check import check_backbone
 from tlearn.backbones.naming import stable_names
 from tlearn.backbones.preprocess import preprocess
 from tlearn.backbones.specs import BackboneSpec, get_spec
-from tlearn.backbones.weights import IMAGENET, describe, download_problems, load_weights, locate_weights
+from tlearn.backbones.weight_files import load_weights
+from tlearn.backbones.weights import IMAGENET, describe, download_problems, locate_weights
 from tlearn.errors import ConfigError, Problem
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.config import Check, OnError
-from tlearn.data.decode import UnreadableImage, decode, read_size
+from tlearn.data.decode import UnreadableImage, decode, read_size, regular_size
 from tlearn.data.source import FileSource, ImageSource
 from tlearn.data.table import ImageTable
-from tlearn.errors import DataError, Problem
+from tlearn.errors import DataError, Problem, visible
 
 Rows = NDArray[np.integer[Any]]
 Progress = Callable[[int, int], None]
@@ -88,7 +88,7 @@ class CheckReport:
         if self.duplicates:
             more = sum(len(rows) - 1 for rows in self.duplicates)
             lines.append(f"{more} images are copies of others")
-        return lines
+        return [visible(line) for line in lines]
 
 
 def check_images(
@@ -200,6 +200,7 @@ _NO_LIMIT = 2**62
 
 
 def _bytes(path: Path) -> bytes:
+    regular_size(path)
     try:
         return path.read_bytes()
     except OSError as error:

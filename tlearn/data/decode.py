@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -23,6 +23,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp"})
 """File names that are taken for images when a folder is listed (compared in lower case)."""
+
+LARGEST_FILE = 2**29
+"""Bytes: files with more are refused unread. A sparse file of terabytes takes no room in an archive."""
 
 # Transparent pixels show what they are usually laid over. Most pictures with alpha are drawings made for a white
 # page; on black their dark lines would vanish.
@@ -94,6 +97,22 @@ def read_size(file: ImageFile, *, max_pixels: int, name: str | None = None) -> t
         return image.size
 
 
+def regular_size(path: str | os.PathLike[str], name: str | None = None) -> int:
+    """Bytes of a file. Raises UnreadableImage when it is not there, no regular file, or above ``LARGEST_FILE``."""
+    name = name or os.fspath(path)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise UnreadableImage(name, "there is no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise UnreadableImage(name, f"cannot be opened ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, reading a device too
+        raise UnreadableImage(name, "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
+    if status.st_size > LARGEST_FILE:
+        raise UnreadableImage(name, f"has {status.st_size:,} bytes, more than {LARGEST_FILE:,}")
+    return status.st_size
+
+
 def resize(
     image: Pixels | Image.Image,
     size: int,
@@ -140,14 +159,15 @@ def resize(
 
 def _open(file: ImageFile, max_pixels: int, name: str) -> Image.Image:
     """Read the header; refuse what is no image of ours or too large."""
+    empty = not file if isinstance(file, bytes) else False
+    if isinstance(file, str | os.PathLike):
+        empty = regular_size(file, name) == 0
     try:
         image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
-    except FileNotFoundError as error:
-        raise UnreadableImage(name, "there is no such file") from error
     except PermissionError as error:
         raise UnreadableImage(name, "may not be read (permission denied)") from error
     except UnidentifiedImageError as error:
-        reason = "is empty (0 bytes)" if _is_empty(file) else f"is not an image in {', '.join(FORMATS)}"
+        reason = "is empty (0 bytes)" if empty else f"is not an image in {', '.join(FORMATS)}"
         raise UnreadableImage(name, reason) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(name, f"is too large ({_words(error)})") from error
@@ -212,12 +232,6 @@ def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
 
 def _name(file: ImageFile) -> str:
     return os.fspath(file) if isinstance(file, str | os.PathLike) else "image"
-
-
-def _is_empty(file: ImageFile) -> bool:
-    if isinstance(file, str | os.PathLike):
-        return Path(file).stat().st_size == 0
-    return isinstance(file, bytes) and not file
 
 
 def _words(error: Exception) -> str:

@@ -11,16 +11,18 @@ means the same image wherever the folder lies.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from tlearn.data.decode import EXTENSIONS
-from tlearn.data.source import FileSource, stamp_of
+from tlearn.data.source import FileSource, is_folder, stamp_of
 from tlearn.data.table import ImageTable, Split, key_array
-from tlearn.errors import DataError, Problem
+from tlearn.errors import DataError, Problem, visible
 
 SPLIT_NAMES = {
     "train": Split.train,
@@ -33,6 +35,7 @@ SPLIT_NAMES = {
 }
 """What split folders, and the values of a split column, may be called (in lower case)."""
 
+_DEEPEST = 100  # folders below a class folder
 _WHERE = "data.path"
 _LAYOUT = "expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg and FOLDER/val/CLASS/image.jpg"
 
@@ -47,9 +50,10 @@ def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource
     classes, by_split = class_folders(root)
     keys: list[pa.LargeBinaryArray] = []
     labels, splits, stamps = [], [], []
+    listing = _Listing(root)
     for split, top in by_split.items():
         for label, name in enumerate(classes):
-            found = list(walk(os.fspath(top / name))) if (top / name).is_dir() else []
+            found = list(listing.images(top / name)) if (top / name).is_dir() else []
             if not found and split in (Split.train, Split.unused):
                 raise _no_images(top / name)
             keys.append(key_array(os.path.relpath(path, root) for path in found))
@@ -63,7 +67,7 @@ def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource
         classes,
         stamps=np.concatenate(stamps),
     )
-    return FileSource("folder", os.fspath(root), root, table, max_pixels)
+    return FileSource("folder", os.fspath(root), root, table, max_pixels, listing.notes())
 
 
 def class_folders(root: Path) -> tuple[tuple[str, ...], dict[Split, Path]]:
@@ -102,35 +106,83 @@ def class_folders(root: Path) -> tuple[tuple[str, ...], dict[Split, Path]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    return sorted(entry.name for entry in _entries(folder) if is_folder(entry))
 
 
 def walk(
-    folder: str, *, list_unreadable: bool = False, above: frozenset[tuple[int, int]] = frozenset()
+    folder: str,
+    *,
+    list_unreadable: bool = False,
+    passed_over: Callable[[str], None] = lambda path: None,
+    seen: set[tuple[int, int]] | None = None,
+    depth: int = 0,
 ) -> Iterator[str]:
     """Paths of the images below a folder, sorted by name within each folder.
 
     Args:
         folder: where to begin; its path begins theirs.
-        list_unreadable: give the path of a folder that may not be read, instead of raising DataError.
-        above: device and inode of the folders on the way down: a link back to one of them would never end.
+        list_unreadable: give the path of a folder that may not be read or lies too deep, instead of raising DataError.
+        passed_over: told the path of every file that is not named like an image.
+        seen: device and inode of the folders so far: links may lead in circles, or to one folder in a million ways.
+        depth: of the folder.
     """
+    seen = set() if seen is None else seen
     try:
         entries = sorted(_entries(folder), key=lambda entry: entry.name)
         status = os.stat(folder)
+        if depth > _DEEPEST:
+            raise DataError(Problem(_WHERE, f"{folder} is more than {_DEEPEST} folders deep", _LAYOUT))
     except (DataError, OSError):
         if not list_unreadable:
             raise
         yield folder
         return
     identity = status.st_dev, status.st_ino
-    if identity in above:
+    if identity in seen:
         return
+    seen.add(identity)
+    options: dict[str, Any] = {"list_unreadable": list_unreadable, "passed_over": passed_over, "seen": seen}
     for entry in entries:
-        if entry.is_dir():
-            yield from walk(entry.path, list_unreadable=list_unreadable, above=above | {identity})
+        if is_folder(entry):
+            yield from walk(entry.path, depth=depth + 1, **options)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
             yield entry.path
+        else:
+            passed_over(entry.path)
+
+
+class _Listing:
+    """Lists the images of class folders, and counts what is worth a word."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = os.path.realpath(root)
+        self._others: Counter[str] = Counter()
+        self._outside = 0
+
+    def images(self, folder: Path) -> Iterator[str]:
+        """Paths of the images below a class folder."""
+        for path in walk(os.fspath(folder), passed_over=self._count):
+            self._outside += os.path.islink(path) and self._leads_out(path)
+            yield path
+
+    def _count(self, path: str) -> None:
+        self._others[os.path.splitext(path)[1].lower() or "no extension"] += 1
+
+    def _leads_out(self, path: str) -> bool:
+        return os.path.commonpath((os.path.realpath(path), self._real)) != self._real
+
+    def notes(self) -> list[str]:
+        """What was passed over, and how many images lie elsewhere."""
+        notes = []
+        if self._others:
+            kinds = ", ".join(f"{count} {name}" for name, count in self._others.most_common(8))
+            more = ", ..." if len(self._others) > 8 else ""
+            known = " ".join(sorted(EXTENSIONS))
+            notes.append(f"files passed over: {self._others.total()} ({kinds}{more}); images are {known}")
+        if self._outside:
+            notes.append(f"links to images outside {self._root}: {self._outside}")
+        return [visible(note) for note in notes]
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:

@@ -54,7 +54,7 @@ class Data:
 
     def warnings(self) -> list[str]:
         """What a person should know before trusting the scores, one line each."""
-        return self.report.warnings(self.table)
+        return [*getattr(self.source, "notes", ()), *self.report.warnings(self.table)]
 
 
 def load_data(config: DataConfig, *, image_size: int, seed: int, progress: Progress | None = None) -> Data:

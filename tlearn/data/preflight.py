@@ -15,6 +15,7 @@ _DEFAULTS = DataConfig()
 _TAKEN_BY = {
     "path": ("folder", "table"),
     "root": ("table",),
+    "allow_outside_root": ("table",),
     "image_column": ("table",),
     "label_column": ("table",),
     "split_column": ("table",),

@@ -105,9 +105,13 @@ class FileSource:
         root: folder that the table's keys start from.
         table: one row per file.
         max_pixels: larger images are refused.
+        notes: what a person should know about the listing, one line each.
     """
 
-    def __init__(self, name: str, where: str, root: Path, table: ImageTable, max_pixels: int) -> None:
+    def __init__(
+        self, name: str, where: str, root: Path, table: ImageTable, max_pixels: int, notes: Sequence[str] = ()
+    ) -> None:
+        self.notes = tuple(notes)
         self.name = name
         self.where = where
         self.root = root
@@ -131,17 +135,30 @@ class FileSource:
         return self.table.rows_hash(rows)
 
 
-def stamps_of(root: Path, keys: pa.LargeBinaryArray) -> NDArray[np.int64]:
-    """Size and modification time of each file below a root, int64 (n, 2); size -1 where there is no regular file."""
+def stamps_of(root: Path, keys: pa.LargeBinaryArray, *, allow_outside: bool = True) -> NDArray[np.int64]:
+    """Size and modification time of each file below a root, int64 (n, 2); size -1 where there is no regular file.
+
+    Without ``allow_outside``, the size is ``OUTSIDE`` where a symbolic link leads out of the root.
+    """
     top = os.fsencode(root)
+    stamp = stamp_of if allow_outside else _Boundary(top).stamp_of
     stamps = np.empty((len(keys), 2), np.int64)
     for start in range(0, len(keys), _STAMPED_AT_ONCE):  # Python strings take ten times the memory of their table
         names = keys.slice(start, _STAMPED_AT_ONCE).to_pylist()
-        stamps[start : start + len(names)] = [stamp_of(os.path.join(top, name)) for name in names]
+        stamps[start : start + len(names)] = [stamp(os.path.join(top, name)) for name in names]
     return stamps
 
 
+OUTSIDE = -2
 _STAMPED_AT_ONCE = 100_000
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link to itself leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def stamp_of(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:
@@ -152,3 +169,28 @@ def stamp_of(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:
         return -1, -1
     # Opening a pipe or a device would wait for ever; whatever is no regular file counts as missing.
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, -1)
+
+
+class _Boundary:
+    """Stamps files, and tells those that a link leads out of a folder; one question to the disk for each plain file."""
+
+    def __init__(self, top: bytes) -> None:
+        self._top = os.path.realpath(top)
+        self._folders: dict[bytes, bool] = {}
+
+    def stamp_of(self, path: bytes) -> tuple[int, int]:
+        try:
+            status = os.lstat(path)
+        except (OSError, ValueError):
+            return -1, -1
+        if stat.S_ISLNK(status.st_mode):
+            return stamp_of(path) if self._holds(os.path.realpath(path)) else (OUTSIDE, -1)
+        folder = os.path.dirname(path)
+        if folder not in self._folders:
+            self._folders[folder] = self._holds(os.path.realpath(folder))
+        if not self._folders[folder]:
+            return OUTSIDE, -1
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, -1)
+
+    def _holds(self, real: bytes) -> bool:
+        return os.path.commonpath((real, self._top)) == self._top

@@ -46,6 +46,7 @@ def _table(config: DataConfig, *, image_size: int, seed: int) -> ImageSource:
         label_column=config.label_column,
         split_column=config.split_column,
         label_separator=config.label_separator,
+        allow_outside_root=config.allow_outside_root,
         max_pixels=config.max_pixels,
     )
 

@@ -17,13 +17,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tlearn.data.folder import SPLIT_NAMES
-from tlearn.data.source import FileSource, stamps_of
+from tlearn.data.source import OUTSIDE, FileSource, stamps_of
 from tlearn.data.table import ImageTable, no_splits
 from tlearn.errors import DataError, Problem, did_you_mean
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 EXTENSIONS = (*_DELIMITERS, ".parquet")
 """Table files, by the end of their names."""
+
+_MOST_ROWS = 100_000_000  # 7 GB as a table of images
+_MOST_TEXT = 4 * 2**30  # bytes of a column
+_READING_ERRORS = (OSError, pa.ArrowException, ValueError, KeyError, TypeError)  # what pyarrow says of a broken file
 
 _MANY = 100  # from so many images on, labels that are all different are taken for a mistake
 
@@ -36,6 +40,7 @@ def index_table(
     label_column: str = "label",
     split_column: str | None = None,
     label_separator: str | None = None,
+    allow_outside_root: bool = False,
     max_pixels: int,
 ) -> FileSource:
     """Read a table of images; no image is opened.
@@ -44,11 +49,13 @@ def index_table(
 
     Args:
         path: a ``.csv``, ``.tsv`` or ``.parquet`` file. CSV and TSV have a header line and are UTF-8.
-        root: folder of the images; None: the table's own. No path may lead out of it.
+        root: folder of the images; None: the table's own.
         image_column: paths, relative to the root or absolute.
         label_column: class names.
         split_column: ``train``, ``val`` or ``test`` (or their usual synonyms), any case; None: no splits.
         label_separator: stands between several labels of one image, an empty cell being no label; None: one label.
+        allow_outside_root: a path may lead out of the root, by ``..``, from ``/`` or through a symbolic link. Else it
+            is refused: a table may come from a stranger, and names files below its root and nothing else.
         max_pixels: larger images are refused.
 
     Raises:
@@ -59,13 +66,15 @@ def index_table(
     if not top.is_dir():
         raise DataError(Problem("data.root", f"there is no folder {top}", "give the folder of the images"))
     columns = read_columns(file, named_columns(image_column, label_column, split_column))
-    paths = _paths(columns["image_column"], top, file)
+    paths = _paths(columns["image_column"], top, file, allow_outside_root)
     labels, classes = read_labels(columns["label_column"], label_separator, file, label_column)
     splits = no_splits(len(paths))
     if split_column is not None:
         splits = _splits(columns["split_column"], file, split_column)
     keys = paths.cast(pa.large_binary())
-    table = ImageTable(keys, labels, splits, classes, label_separator is not None, stamps_of(top, keys))
+    stamps = stamps_of(top, keys, allow_outside=allow_outside_root)
+    _refuse(pa.array(stamps[:, 0] == OUTSIDE), f"{file}, image paths", f"a link out of {top}", _OUTSIDE_FIX, paths)
+    table = ImageTable(keys, labels, splits, classes, label_separator is not None, stamps)
     return FileSource("table", os.fspath(file), top, table, max_pixels)
 
 
@@ -112,7 +121,7 @@ def read_columns(file: Path, columns: dict[str, str]) -> dict[str, pa.LargeStrin
     names = list(dict.fromkeys(columns.values()))
     try:
         if file.suffix.lower() == ".parquet":
-            table = pq.read_table(file, columns=names)
+            table = _read_parquet(file, names)
         else:
             text = {name: pa.large_string() for name in names}
             convert = pyarrow.csv.ConvertOptions(include_columns=names, column_types=text)
@@ -120,7 +129,7 @@ def read_columns(file: Path, columns: dict[str, str]) -> dict[str, pa.LargeStrin
         if not len(table):
             raise DataError(Problem("data.path", f"{file} has no rows"))
         return {option: _text(table[name]) for option, name in columns.items()}
-    except (OSError, pa.ArrowException) as error:
+    except _READING_ERRORS as error:
         raise _unreadable(file, error) from error
 
 
@@ -132,6 +141,9 @@ def check_columns(file: Path, columns: dict[str, str]) -> None:
         columns: column names by the option of ``DataConfig`` that names them.
     """
     present = _header(file)
+    twice = sorted({name for name in columns.values() if present.count(name) > 1})
+    if twice:
+        raise DataError(Problem("data.path", f"{file} has two columns called {', '.join(map(repr, twice))}"))
     problems = [
         Problem(f"data.{option}", f"{file} has no column {name!r}", did_you_mean(name, present))
         for option, name in columns.items()
@@ -142,6 +154,8 @@ def check_columns(file: Path, columns: dict[str, str]) -> None:
 
 
 def _header(file: Path) -> list[str]:
+    if file.exists() and not file.is_file():  # opening a pipe would wait for ever
+        raise DataError(Problem("data.path", f"{file} is not a regular file", "give a CSV or Parquet file"))
     try:
         if file.suffix.lower() == ".parquet":
             return list(pq.read_schema(file).names)
@@ -149,8 +163,28 @@ def _header(file: Path) -> list[str]:
             return list(reader.schema.names)
     except FileNotFoundError as error:
         raise DataError(Problem("data.path", f"there is no file {file}", "give an existing table")) from error
-    except (OSError, pa.ArrowException) as error:
+    except _READING_ERRORS as error:
         raise _unreadable(file, error) from error
+
+
+def _read_parquet(file: Path, names: list[str]) -> pa.Table:
+    """Columns of a Parquet file, texts as dictionaries: one value a billion times takes a few bytes of a file."""
+    rows = pq.read_metadata(file).num_rows
+    if rows > _MOST_ROWS:
+        raise DataError(Problem("data.path", f"{file} has {rows:,} rows, more than {_MOST_ROWS:,}"))
+    table = pq.read_table(file, columns=names, read_dictionary=names)
+    for name in names:
+        size = sum(_unfolded_bytes(chunk) for chunk in table[name].chunks)
+        if size > _MOST_TEXT:
+            what = f"{file}, column {name!r}: {size:,} bytes of text, more than {_MOST_TEXT:,}"
+            raise DataError(Problem("data.path", what))
+    return table
+
+
+def _unfolded_bytes(chunk: pa.Array) -> int:
+    if not pa.types.is_dictionary(chunk.type):
+        return int(chunk.nbytes)
+    return int(pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0)
 
 
 def _text(column: pa.ChunkedArray) -> pa.LargeStringArray:
@@ -174,18 +208,20 @@ def _unreadable(file: Path, error: Exception) -> DataError:
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
-def _paths(paths: pa.LargeStringArray, root: Path, file: Path) -> pa.LargeStringArray:
+def _paths(paths: pa.LargeStringArray, root: Path, file: Path, allow_outside: bool) -> pa.LargeStringArray:
     """Paths relative to the root; those that lead out of it are refused."""
     where = f"{file}, image paths"
     _refuse(pc.equal(paths, ""), where, "an empty path", "give the image's path in each row")
     prefix = f"{os.path.abspath(root).rstrip(os.sep)}{os.sep}"
     inside = pc.starts_with(paths, prefix)
     relative = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(prefix)), paths)
-    # A table may come from a stranger: it names files below its root and nothing else. Symbolic links that the
-    # user made there are the user's business.
     outside = pc.or_(pc.starts_with(relative, os.sep), pc.match_substring_regex(relative, r"(^|/)\.\.(/|$)"))
-    _refuse(outside, where, f"a path outside {root}", "set data.root to a folder above all images")
+    if not allow_outside:
+        _refuse(outside, where, f"a path outside {root}", _OUTSIDE_FIX)
     return relative
+
+
+_OUTSIDE_FIX = "set data.root to a folder above all images, or allow it: data.allow_outside_root=true"
 
 
 def _splits(column: pa.LargeStringArray, file: Path, name: str) -> NDArray[np.int8]:

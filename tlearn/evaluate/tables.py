@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tlearn.arguments import printable
+from tlearn.errors import visible
 from tlearn.evaluate.comparison import Comparison
 from tlearn.evaluate.evaluation import Evaluation
 from tlearn.evaluate.intervals import Score
@@ -55,7 +55,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     images = evaluation.outputs.images
     several = evaluation.outputs.several
     head = f"{evaluation.outputs.network} on {len(images):,} images ({images.split}) of {images.source.where}"
-    parts: list[RenderableType] = [Text(printable(head), style="bold"), ""]
+    parts: list[RenderableType] = [Text(visible(head), style="bold"), ""]
     parts += [_scores(evaluation), "", _classes(evaluation.classes, several)]
     if evaluation.matrix is not None and len(evaluation.outputs.classes) <= _MATRIX:
         parts += ["", _matrix(evaluation)]
@@ -67,7 +67,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
         parts += ["", _mistakes(evaluation)]
     if evaluation.comparison is not None:
         parts += ["", _comparison(evaluation.comparison)]
-    parts += [Text(printable(f"note: {notice}")) for notice in evaluation.notices]
+    parts += [Text(visible(f"note: {notice}")) for notice in evaluation.notices]
     return Group(*parts)
 
 
@@ -99,7 +99,7 @@ def _classes(classes: tuple[ClassScores, ...], several: bool) -> RenderableType:
     for each in shown:
         values = (number(each.precision), number(each.recall.value), number(each.f1))
         precision = [number(each.average_precision)] if several else []
-        table.add_row(printable(each.name), *values, str(each.support), str(each.predicted), *precision)
+        table.add_row(visible(each.name), *values, str(each.support), str(each.predicted), *precision)
     return Group(table, Text(rest, style="dim")) if rest else table
 
 
@@ -110,14 +110,14 @@ def _matrix(evaluation: Evaluation) -> Table:
     table = _table("true class", *(str(index + 1) for index in range(len(names))))
     for index, (name, row) in enumerate(zip(names, evaluation.matrix, strict=True)):
         counts = [str(count) if count else "." for count in row]
-        table.add_row(f"{index + 1} {printable(name)}", *counts)
+        table.add_row(f"{index + 1} {visible(name)}", *counts)
     return table
 
 
 def _confusions(evaluation: Evaluation) -> Table:
     table = _table("true class", "taken for", "images", left=(0, 1))
     for truth, predicted, count in evaluation.confusions:
-        table.add_row(printable(truth), printable(predicted), str(count))
+        table.add_row(visible(truth), visible(predicted), str(count))
     return table
 
 
@@ -135,15 +135,15 @@ def _mistakes(evaluation: Evaluation) -> RenderableType:
     for column, width in zip(table.columns, (16, 16, 11, 30), strict=True):
         column.max_width = width
     for mistake in evaluation.mistakes[:5]:
-        path = printable(mistake.path)
+        path = visible(mistake.path)
         short = path if len(path) <= 30 else f"…{path[-29:]}"  # the end of a path tells more than its beginning
-        table.add_row(printable(mistake.truth), printable(mistake.predicted), number(mistake.probability), short)
+        table.add_row(visible(mistake.truth), visible(mistake.predicted), number(mistake.probability), short)
     what = "decisions" if evaluation.outputs.several else "images"
     return Group(Text(f"most confident of {evaluation.wrong:,} wrong {what}"), table)
 
 
 def _comparison(comparison: Comparison) -> RenderableType:
-    first, second = printable(comparison.first), printable(comparison.second)
+    first, second = visible(comparison.first), visible(comparison.second)
     table = _table("", f"{second} right", f"{second} wrong")
     table.add_row(f"{first} right", str(comparison.both), str(comparison.only_first))
     table.add_row(f"{first} wrong", str(comparison.only_second), str(comparison.neither))

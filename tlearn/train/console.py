@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from tlearn.errors import visible
+
 if TYPE_CHECKING:
     from tlearn.train.plan import Plan
 
@@ -39,10 +41,11 @@ class Terminal:
 
     def print(self, *what: RenderableType) -> None:
         """Print, and log as plain text."""
+        what = tuple(visible(part, keep="\n") if isinstance(part, str) else part for part in what)
         whole = all(isinstance(part, str) for part in what)  # a command broken in two could not be pasted
         self._console.print(*what, soft_wrap=whole)
         if self._log is not None:
-            with open(self._log, "a", encoding="utf-8") as file:
+            with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
                 Console(file=file, width=_PLAIN_WIDTH, highlight=False, markup=False).print(*what, soft_wrap=whole)
 
     def start_epoch(self, label: str, steps: int, done: int) -> None:

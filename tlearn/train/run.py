@@ -21,7 +21,9 @@ from omegaconf import OmegaConf
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError
 from tlearn.train.checkpoint import write_atomic
+from tlearn.train.foreign import read_json, refuse_links
 from tlearn.typed import typed
+from tlearn.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     import keras
@@ -117,9 +119,9 @@ class Run:
     def config(self) -> Config:
         """The resolved config the run was made with. Raises UserError when the file is damaged."""
         try:
-            data = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(Problem(str(self.config_file), f"cannot be read: {' '.join(str(error).split())}")) from None
+            data = read_yaml(self.config_file)
+        except ConfigError as error:  # the file itself, not what it says
+            raise UserError(error.problems) from None
         if not isinstance(data, dict):
             raise UserError(Problem(str(self.config_file), "is damaged: it is not a mapping of config keys"))
         return typed(data)
@@ -127,25 +129,25 @@ class Run:
     @property
     def overrides(self) -> list[str] | None:
         """What was given on the command line; None for a run made from Python."""
-        overrides: list[str] | None = yaml.safe_load(self.overrides_file.read_text(encoding="utf-8"))
+        overrides: list[str] | None = read_yaml(self.overrides_file)
         return overrides
 
     @property
     def plan(self) -> dict[str, Any]:
         """The plan as plain data."""
-        return _read_json(self.plan_file)
+        return read_json(self.plan_file)
 
     @property
     def manifest(self) -> dict[str, Any]:
         """Hash, classes and counts of the data."""
-        return _read_json(self.manifest_file)
+        return read_json(self.manifest_file)
 
     @property
     def summary(self) -> dict[str, Any]:
         """What came of it. Raises UserError while the run has not ended."""
         if not self.summary_file.is_file():
             raise UserError(Problem(str(self.path), "has no summary.json: the run has not ended"))
-        return _read_json(self.summary_file)
+        return read_json(self.summary_file)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -172,15 +174,16 @@ class Run:
 
         if not self.model_file.is_file():
             raise UserError(Problem(str(self.path), "has no model.keras: the run has not ended"))
-        return keras.saving.load_model(self.model_file, compile=False)
+        return keras.saving.load_model(self.model_file, compile=False, safe_mode=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run while writing to it; the lock dies with its holder.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or something in it leads elsewhere.
         """
+        refuse_links(self.path)
         with open(self.path / ".lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -267,11 +270,3 @@ def _git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changes": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(Problem(str(path), f"cannot be read: {error}", "the run folder is damaged")) from None
-    return data

@@ -1,0 +1,112 @@
+"""Hostile image files: each is read, or refused with a reason; none crashes, hangs or takes the machine's memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.hostile import images
+from tlearn.config import Check, DataConfig, OnError
+from tlearn.data import Data, UnreadableImage, load_data
+from tlearn.data.decode import decode, regular_size, resize
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus in two class folders, among good pictures."""
+    top = tmp_path_factory.mktemp("corpus")
+    images.make(top / "odd")
+    (top / "good").mkdir()
+    for index in range(20):
+        noise = np.random.default_rng(index).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(top / "good" / f"{index}.png")
+        Image.fromarray(255 - noise).save(top / "odd" / f"{index}.png")
+    return top
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Data:
+    config = DataConfig(name="folder", path=str(folder), on_error=OnError.skip, max_pixels=images.MAX_PIXELS)
+    return load_data(config, image_size=32, seed=0)
+
+
+@pytest.mark.parametrize("name", images.CASES, ids=lambda name: ascii(name)[1:40])
+def test_each_is_read_or_refused_with_a_reason(name: str, data: Data, folder: Path) -> None:
+    reasons = {Path(entry.path).name: entry.reason for entry in data.report.unreadable}
+    expected = images.CASES[name][1]
+    if expected is images.READ:
+        assert name not in reasons
+        pixels = decode(folder / "odd" / name, max_pixels=images.MAX_PIXELS)
+        assert (pixels.ndim, pixels.dtype) == (3, np.uint8)
+        assert resize(pixels, 32).shape == (32, 32, 3)
+    elif expected:
+        assert expected in reasons[name]
+        with pytest.raises(UnreadableImage):
+            decode(folder / "odd" / name, max_pixels=images.MAX_PIXELS)
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(images.CASES) >= 60
+
+
+def test_headers_are_enough_to_refuse_what_is_too_large(folder: Path) -> None:
+    config = DataConfig(name="folder", path=str(folder), check=Check.header, max_pixels=images.MAX_PIXELS)
+    with pytest.raises(Exception, match="images cannot be used") as caught:
+        load_data(config, image_size=32, seed=0)
+    assert "bomb" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pipe.jpg", "socket.jpg", "device.jpg"])
+def test_what_is_no_file_is_never_opened(name: str, folder: Path) -> None:
+    with pytest.raises(UnreadableImage, match="is not a regular file"):
+        regular_size(folder / "odd" / name)
+    with pytest.raises(UnreadableImage, match="is not a regular file"):
+        decode(folder / "odd" / name, max_pixels=images.MAX_PIXELS)
+
+
+def test_messages_cannot_command_the_terminal(data: Data) -> None:
+    said = "\n".join(data.warnings())
+    assert "\\x1b]0;owned\\x07" in said
+    assert "\x1b" not in said
+    assert said.encode(), "no lone surrogates either"
+
+
+_PEAK = """
+import resource, sys
+from tlearn.config import DataConfig, OnError
+from tlearn.data import load_data
+config = DataConfig(name="folder", path=sys.argv[1], on_error=OnError.skip)
+load_data(config, image_size=32, seed=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_the_corpus_takes_little_memory(folder: Path) -> None:
+    """With the default limit of pixels; a bomb of any kind would take gigabytes."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _PEAK, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) < 500, f"{done.stdout.strip()} MB"
+
+
+def test_a_run_leaves_them_out_and_finishes(folder: Path, run_cli: Callable[..., Any], tmp_path: Path) -> None:
+    done = run_cli(
+        *("train", "backbone=embedded", "data=folder", f"data.path={folder}", "data.on_error=skip"),
+        *(f"data.max_pixels={images.MAX_PIXELS}", "schedule.stages.0.epochs=1", "run_dir=run", "log.images=0"),
+        timeout=55,
+    ).assert_ok()
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "finished"
+    assert "left out, unreadable" in done.stderr
+    assert "\x1b]0;" not in done.stderr
+    assert "\x1b]0;" not in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8", errors="surrogateescape")
