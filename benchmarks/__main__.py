@@ -1,12 +1,32 @@
-"""``python -m benchmarks [NAME ...]``: all benchmarks, or some."""
+"""``python -m benchmarks [--quick] [NAME ...]``: all benchmarks, or some; ``table`` prints what they found."""
 
+import os
 import sys
+import time
 from importlib import import_module
 
-NAMES = ("embedded", "flowers", "classic")
+NAMES = (
+    "startup",
+    "pipeline",
+    "overhead",
+    "memory",
+    "full",
+    "sweep",
+    "classic",
+    "peers",
+    "flowers",
+    "embedded",
+)
 
-for name in sys.argv[1:] or NAMES:
-    if name not in NAMES:
-        sys.exit(f"unknown benchmark {name!r}; one of: {', '.join(NAMES)}")
+arguments = [argument for argument in sys.argv[1:] if argument != "--quick"]
+if "--quick" in sys.argv:
+    os.environ["TLEARN_BENCH_QUICK"] = "1"
+if unknown := [name for name in arguments if name not in (*NAMES, "table")]:
+    sys.exit(f"unknown benchmark {unknown[0]!r}; one of: {', '.join(NAMES)}, table")
+if arguments[:1] == ["table"]:
+    sys.exit(import_module("benchmarks.table").main(arguments[1:]))
+for name in arguments or NAMES:
     print(f"== {name}", flush=True)
+    begin = time.monotonic()
     import_module(f"benchmarks.{name}").main()
+    print(f"{name}: {time.monotonic() - begin:.0f} s\n", flush=True)
