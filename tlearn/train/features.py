@@ -16,7 +16,7 @@ from tlearn.config import CacheMode, Config
 from tlearn.data import Data, Reading, fingerprint
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
-from tlearn.train.engine import Extractor, planned_engine
+from tlearn.train.engine import Compute, Extractor, planned_engine, prefix_function
 from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, cache_folder
 from tlearn.train.feature_key import feature_key, indescribable, prefix_hash
 from tlearn.train.frontier import Frontier, find_frontier
@@ -261,6 +261,18 @@ class FeatureMaker:
             self.close()
             return None
         return StageFeatures(frontier.suffix(), self._open[train.key], self._open[val.key], _views(self._config))
+
+    def streamed(self, index: int) -> tuple[keras.Model | None, Compute | None]:
+        """What trains in a stage that streams, and what computes its inputs in each step; None: the whole model.
+
+        The variables of the model must be those that the stage begins with; it is left frozen as in that stage.
+        """
+        freeze(self._classifier, self._stages[index].layers)
+        frontier = find_frontier(self._classifier.model)
+        if not frontier.is_worthwhile:
+            return None, None
+        function = prefix_function(planned_engine(self._config), self._classifier.model, frontier.tensors)
+        return frontier.suffix(), function
 
     def close(self) -> None:
         """Let others delete what was in use."""
