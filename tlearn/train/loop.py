@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -174,7 +174,15 @@ class Evaluation:
                 metric.update_state(targets, logits)
             return logits
 
-        self._step = step
+        def stacked(tensor: Any) -> tf.TensorSpec:
+            return tf.TensorSpec([None, None, *tensor.shape[1:]], tf.float32)
+
+        @tf.function(input_signature=[[stacked(tensor) for tensor in model.inputs], stacked(model.output)])
+        def chunk(tensors: Any, targets: Any) -> None:  # one graph for chunks of all sizes
+            for index in tf.range(tf.shape(targets)[0]):
+                step([tensor[index] for tensor in tensors], targets[index])
+
+        self._step, self._chunk = step, chunk
 
     def __call__(self, batches: tf.data.Dataset) -> Logs:
         """The metrics by name over batches of (images, targets)."""
@@ -182,6 +190,17 @@ class Evaluation:
             metric.reset_state()
         for images, targets in batches:
             self._step(images, targets)
+        return self._results()
+
+    def on_chunks(self, chunks: Iterable[tuple[Sequence[Any], Any]]) -> Logs:
+        """The metrics over chunks, each several steps stacked: the model's inputs (steps, batch, ...), and targets.
+
+        What is read from memory needs no stream of tf.data, which costs more to set up than small steps to run.
+        """
+        for metric in self._metrics:
+            metric.reset_state()
+        for tensors, targets in chunks:
+            self._chunk(list(tensors), targets)
         return self._results()
 
     def with_outputs(self, batches: tf.data.Dataset) -> tuple[Logs, list[Any], list[Any]]:

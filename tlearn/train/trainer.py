@@ -232,7 +232,7 @@ class Trainer:
         if features is None:
             return lambda: self._evaluate(self._streams.evaluation(self._data.val))
         evaluate = make_evaluation(session.model, self._plan)
-        return lambda: evaluate(self._streams.validation_features(features))
+        return lambda: evaluate.on_chunks(self._streams.validation_features(features))
 
     def _end_epoch(
         self, session: Session, plan: StagePlan, stage: Stage, logs: Logs, validate: Callable[[], Logs]
