@@ -11,7 +11,7 @@ from typing import Any
 from tlearn.config import ClassWeights, Config, Duration, LearningRateSchedule, Stage
 from tlearn.data import Data, Split
 from tlearn.train.classifier import Classifier, freeze, unfrozen_layers
-from tlearn.train.features import FeaturePlan, FeaturePlanner
+from tlearn.train.feature_plan import FeaturePlan, FeaturePlanner
 from tlearn.train.optimizers import in_steps, own_options, stage_optimizer
 
 
