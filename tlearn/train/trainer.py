@@ -26,8 +26,9 @@ from tlearn.train.losses import default_monitor, make_loss, make_metrics, smalle
 from tlearn.train.plan import Plan, StagePlan
 from tlearn.train.progress import Progress
 from tlearn.train.run import Run
-from tlearn.train.session import Session, restore_weights, uses_xla
+from tlearn.train.session import Session, restore_weights
 from tlearn.train.streams import Streams, guarded
+from tlearn.train.xla import uses_xla
 
 _SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
 
