@@ -544,7 +544,7 @@ class Config:
     resume: str | None = option(None, "a run folder to go on with; no other override may be given")
     deterministic: Any = option("auto", "true | false | auto: same config, same weights, bit for bit; auto: on CPU")
     precision: Precision = option(Precision.float32, "float32 | mixed_float16 | mixed_bfloat16")
-    xla: Any = option("auto", "compile training steps with XLA: auto (off on the CPU) | on | off")
+    xla: Any = option("auto", "compile training steps with XLA: on | off | auto: on a GPU where runs need not repeat")
     strategy: Strategy = option(Strategy.auto, "devices: auto | one; for now both mean one")
     backbone: BackboneConfig = option(BackboneConfig(), "the pretrained network")
     head: HeadConfig = option(HeadConfig(), "pooling and classifier")

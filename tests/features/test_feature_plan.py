@@ -66,9 +66,8 @@ def test_reasons(plan: Callable[..., Plan], overrides: list[str], reason: str, p
     assert made.passes == passes
     text = " ".join(" ".join(shown(made)).split())
     assert ("computes all images in each epoch: " + reason in text) is not features.cached
-    assert text.endswith(f"passes over the training images: {passes}" + (" instead of 20" if passes < 20 else "")) or (
-        "note:" in text
-    )
+    saved = " instead of 20, prefix engine graph" if passes < 20 else ""
+    assert text.endswith(f"passes over the training images: {passes}{saved}") or "note:" in text
 
 
 def test_a_source_that_cannot_tell_is_streamed(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +83,17 @@ def test_the_second_of_two_equal_stages_costs_nothing(plan: Callable[..., Plan])
     made = plan(stages, "cache.max_gb=0.0000016")  # room for the features of one
     assert [stage.features.made_in for stage in made.stages] == [0, 0]
     assert (made.passes, made.epochs) == (1, 5)
+
+
+VGG = ("backbone.name=vgg16", "backbone.image_size=32", "deterministic=true", "xla=on")
+
+
+def test_xla_where_it_cannot_repeat_is_refused_before_the_first_step(plan: Callable[..., Plan]) -> None:
+    from tlearn.errors import ConfigError
+
+    assert plan(*VGG).stages[0].features.cached, "the pooling layers are below what trains"
+    with pytest.raises(ConfigError, match=r"(?s)xla.*max pooling.*block5_pool.*deterministic=false"):
+        plan(*VGG, "schedule.stages.0.unfreeze={last_blocks: 1}")
+    with pytest.raises(ConfigError, match=r"schedule\.stages\.0\.xla"):
+        plan(*VGG, "xla=off", "schedule.stages.0.unfreeze={last_blocks: 1}", "schedule.stages.0.xla=on")
+    assert plan(*VGG, "deterministic=false", "schedule.stages.0.unfreeze={last_blocks: 1}")

@@ -237,3 +237,32 @@ def test_what_can_be_made_again_is_not_kept() -> None:
     classifier = built("mobilenet")
     index = classifier.backbone.names.index("conv_dw_12")  # comes after a padding
     assert makers(cut(classifier, {"from_layer": index})) == ["conv_pw_11_relu"]
+
+
+def test_no_gradient_is_built_below_the_frontier() -> None:
+    """Keras' own step builds one for frozen layers too: the tape watches what was once made to be trained."""
+    from tlearn.train.loop import make_train_step
+
+    classifier = built("mobilenet")
+    frontier = cut(classifier, {"last_blocks": 1})
+    suffix, prefix = frontier.suffix(), frontier.prefix()
+    for model in (suffix, classifier.model):
+        model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    batch = some_images(classifier), tf.one_hot([0, 1], 3)
+
+    def gradients_of_kernels(step: Any) -> int:
+        nodes = step.get_concrete_function(batch).graph.as_graph_def().node
+        return sum(node.op.endswith("BackpropFilter") for node in nodes)
+
+    trained = sum(layer.trainable for layer in classifier.backbone.layers if "Conv2D" in type(layer).__name__)
+    assert gradients_of_kernels(make_train_step(suffix, prefix=prefix)) == trained
+    assert gradients_of_kernels(make_train_step(classifier.model)) > trained
+
+
+def test_moving_statistics_stop_the_frontier() -> None:
+    """A stage that trains batch norms of the lower blocks must compute all above them in each epoch."""
+    classifier = built("mobilenet")
+    everything = {"from_layer": classifier.backbone.names.index("conv_dw_1")}
+    assert makers(cut(classifier, everything)) == ["conv1_relu"]
+    freeze(classifier, tuple(i for i, layer in enumerate(classifier.backbone.layers) if layer.name == "conv1_bn"))
+    assert makers(find_frontier(classifier.model)) == ["conv1"]

@@ -122,7 +122,9 @@ def _feature_lines(plan: Plan) -> Group:
             text = f"computes all images in each epoch: {features.reason}"
         lines.add_row(stage.name, Text(text))
     passes = f"passes over the training images: {plan.passes}"
-    return Group(lines, passes + (f" instead of {plan.epochs}" if plan.passes < plan.epochs else ""))
+    passes += f" instead of {plan.epochs}" if plan.passes < plan.epochs else ""
+    engine = next((stage.features.engine for stage in plan.stages if stage.features.cached), "")
+    return Group(lines, passes + (f", prefix engine {engine}" if engine else ""))
 
 
 def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> str:

@@ -36,29 +36,34 @@ def planned_engine(config: Config) -> PrefixEngine:
     return PrefixEngine.folded if asked is PrefixEngine.auto and is_deterministic(config) else asked
 
 
+def prefix_function(engine: PrefixEngine, model: keras.Model, tensors: Sequence[Any]) -> Compute:
+    """Computes tensors of a model in inference mode, to be traced as a part of something larger.
+
+    Args:
+        engine: ``folded``, with the weights as they are; all others mean the layers as they are.
+        model: flat, of one input.
+        tensors: ``KerasTensor`` s of the model.
+    """
+    prefix = keras.Model(model.input, list(tensors))
+    if engine is PrefixEngine.folded:
+        folding = fold_batch_norms(prefix)
+        return lambda images: tf.nest.flatten(folding(prefix, images))
+    return lambda images: tf.nest.flatten(prefix(images, training=False))
+
+
 def make_engine(engine: PrefixEngine, model: keras.Model, tensors: Sequence[Any], batch_size: int) -> Compute:
-    """An engine that computes tensors of a model in inference mode.
+    """``prefix_function`` as a graph of its own.
 
     Args:
         engine: not ``auto``.
-        model: with its weights as they are: ``folded`` does not see later changes.
-        tensors: ``KerasTensor`` s of the model.
+        model, tensors: as there.
         batch_size: no batch has more images.
     """
-    prefix = keras.Model(model.input, list(tensors))
-
-    def plainly(images: Any) -> list[Any]:
-        made: list[Any] = tf.nest.flatten(prefix(images, training=False))
-        return made
-
-    if engine is PrefixEngine.graph:
-        graph: Compute = tf.function(plainly, reduce_retracing=True)
-        return graph
+    function = prefix_function(engine, model, tensors)
     if engine is PrefixEngine.xla:
-        return _whole_batches(tf.function(plainly, jit_compile=True), batch_size)
-    folding = fold_batch_norms(prefix)
-    folded: Compute = tf.function(lambda images: tf.nest.flatten(folding(prefix, images)), reduce_retracing=True)
-    return folded
+        return _whole_batches(tf.function(function, jit_compile=True), batch_size)
+    graph: Compute = tf.function(function, reduce_retracing=True)
+    return graph
 
 
 def _whole_batches(compiled: Compute, batch_size: int) -> Compute:

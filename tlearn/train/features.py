@@ -1,4 +1,4 @@
-"""What stages do about the part of the model that does not change in them: planned first, then made and kept."""
+"""Features of the part of the model that does not change in a stage: made in one pass, kept, and given to stages."""
 
 from __future__ import annotations
 
@@ -11,162 +11,16 @@ from typing import Any
 import keras
 from rich.text import Text
 
-from tlearn.backbones.naming import stable_names
-from tlearn.config import CacheMode, Config
-from tlearn.data import Data, Reading, fingerprint
+from tlearn.config import Config
+from tlearn.data import Data, Reading
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
-from tlearn.train.engine import Extractor, planned_engine
+from tlearn.train.engine import Compute, Extractor, planned_engine, prefix_function
 from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, cache_folder
-from tlearn.train.feature_key import feature_key, indescribable, prefix_hash
+from tlearn.train.feature_key import feature_key, prefix_hash
+from tlearn.train.feature_plan import is_augmented, layouts_of, tensor_names, views_of
 from tlearn.train.frontier import Frontier, find_frontier
 from tlearn.train.streams import EXTRACTION_BATCH, Streams, guarded
-
-# --- planning --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FeaturePlan:
-    """What a stage does about its frozen part.
-
-    Attributes:
-        tensors: the frontier, as ``layer 8x8x1280``.
-        shapes: of the tensors, for one image.
-        cached: whether features are kept on disk; else every image goes through the whole model in every epoch.
-        reason: why, in a few words.
-        bytes_per_image: of one version of one image.
-        bytes: of all that is kept for the stage.
-        dtype: that they are kept in.
-        engine: how they are computed; ``auto``: it will be measured.
-        views: how many versions of each training image there are.
-        made_in: index of the stage in whose pass over the images the features are made; None where none are kept.
-    """
-
-    tensors: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    cached: bool
-    reason: str
-    bytes_per_image: int
-    bytes: int
-    dtype: str
-    engine: str
-    views: int
-    made_in: int | None
-
-
-@dataclass
-class _Pass:
-    """A pass over the images that writes the features of several stages.
-
-    Attributes:
-        stage: index of the first of them.
-        still: operations that were cold in every stage since, by id.
-        sizes: bytes for each frontier, by the ids of its tensors.
-    """
-
-    stage: int
-    still: set[int]
-    sizes: dict[tuple[int, ...], int]
-
-
-class FeaturePlanner:
-    """Decides for one stage after the other, in their order."""
-
-    def __init__(self, config: Config, data: Data, classifier: Classifier) -> None:
-        self._config = config
-        self._data = data
-        self._classifier = classifier
-        self._stages = 0
-        self._passes: list[_Pass] = []
-        self._knows_images = fingerprint(data.source, data.train[:1]) is not None
-
-    def next_stage(self) -> FeaturePlan:
-        """Decide for the next stage; the model is frozen as in it."""
-        frontier = find_frontier(self._classifier.model)
-        train, val = _layouts(self._config, self._data, frontier)
-        reason = self._reason_to_stream(frontier, train.bytes + val.bytes)
-        views = _views(self._config)
-        plan = FeaturePlan(
-            tensors=tensor_names(self._classifier, frontier),
-            shapes=train.shapes,
-            cached=not reason,
-            reason=reason or f"{views} version{'s' if views > 1 else ''} of each training image",
-            bytes_per_image=train.bytes_per_row,
-            bytes=train.bytes + val.bytes,
-            dtype=train.dtype,
-            engine=planned_engine(self._config).value,
-            views=views,
-            made_in=None if reason else self._join(frontier, train.bytes + val.bytes),
-        )
-        cold = set(map(id, frontier.cold))
-        for pass_ in self._passes:
-            pass_.still &= cold
-        self._stages += 1
-        return plan
-
-    def _join(self, frontier: Frontier, size: int) -> int:
-        """The stage in whose pass these features are made: an earlier one, where nothing below changes from it on."""
-        cold, tensors = set(map(id, frontier.cold)), tuple(map(id, frontier.tensors))
-        for pass_ in self._passes:
-            sizes = pass_.sizes | {tensors: size}
-            if cold <= pass_.still and sum(sizes.values()) <= self._max_bytes:
-                pass_.sizes = sizes
-                return pass_.stage
-        self._passes.append(_Pass(self._stages, cold, {tensors: size}))
-        return self._stages
-
-    def _reason_to_stream(self, frontier: Frontier, size: int) -> str:
-        """Why features cannot be kept; empty when they can."""
-        cache, augment = self._config.cache, self._config.augment
-        if cache.mode is CacheMode.off:
-            return "cache.mode=off"
-        if not frontier.is_worthwhile:
-            return "no layer is frozen"
-        if augment.mixup or augment.cutmix or augment.rand_augment.p:
-            return "batches are mixed as pixels"
-        if is_augmented(self._config) and cache.views is None:
-            return "fresh augmentation (cache.views=null)"
-        if not self._knows_images:
-            return f"data.name={self._config.data.name} cannot tell whether its images changed"
-        if layer := indescribable(frontier):
-            return f"layer {layer} has no get_config or no source to know it by"
-        if size > self._max_bytes:
-            return f"{size / 1e9:.3g} GB are more than cache.max_gb={cache.max_gb:g}"
-        return ""
-
-    @property
-    def _max_bytes(self) -> float:
-        return self._config.cache.max_gb * 1e9
-
-
-def is_augmented(config: Config) -> bool:
-    """Whether training images are changed at random, each by itself."""
-    transforms = {name: value for name, value in vars(config.augment).items() if name != "rand_augment"}
-    return any(getattr(transform, "p", 0) > 0 for transform in transforms.values())
-
-
-def tensor_names(classifier: Classifier, frontier: Frontier) -> tuple[str, ...]:
-    """The tensors by the layers that make them, the same in every process."""
-    names = dict(zip(map(id, classifier.model.layers), stable_names(classifier.model.layers), strict=True))
-    return tuple(
-        f"{names.get(id(maker), maker.name)} {'x'.join(map(str, tensor.shape[1:]))}"
-        for tensor in frontier.tensors
-        for maker in [tensor._keras_history.operation]
-    )
-
-
-def _views(config: Config) -> int:
-    return (config.cache.views or 1) if is_augmented(config) else 1
-
-
-def _layouts(config: Config, data: Data, frontier: Frontier) -> tuple[Layout, Layout]:
-    """Of the training images in all their views, and of the validation images."""
-    shapes = tuple(tuple(int(side) for side in tensor.shape[1:]) for tensor in frontier.tensors)
-    dtype = config.cache.dtype.value
-    return Layout(len(data.train) * _views(config), shapes, dtype), Layout(len(data.val), shapes, dtype)
-
-
-# --- making ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +114,19 @@ class FeatureMaker:
             self._say(f"stage {self._stages[index].name} computes all images in each epoch instead")
             self.close()
             return None
-        return StageFeatures(frontier.suffix(), self._open[train.key], self._open[val.key], _views(self._config))
+        return StageFeatures(frontier.suffix(), self._open[train.key], self._open[val.key], views_of(self._config))
+
+    def streamed(self, index: int) -> tuple[keras.Model | None, Compute | None]:
+        """What trains in a stage that streams, and what computes its inputs in each step; None: the whole model.
+
+        The variables of the model must be those that the stage begins with; it is left frozen as in that stage.
+        """
+        freeze(self._classifier, self._stages[index].layers)
+        frontier = find_frontier(self._classifier.model)
+        if not frontier.is_worthwhile:
+            return None, None
+        function = prefix_function(planned_engine(self._config), self._classifier.model, frontier.tensors)
+        return frontier.suffix(), function
 
     def close(self) -> None:
         """Let others delete what was in use."""
@@ -343,7 +209,7 @@ class FeatureMaker:
         if not writers:
             return
         rows = self._rows(split)
-        views = _views(self._config) if self._is_changed(split) else 0
+        views = views_of(self._config) if self._is_changed(split) else 0
         self._say(f"features of {len(rows):,} {split} images: {_megabytes([entry for entry, _ in writers])}, one pass")
         steps = math.ceil(len(rows) / EXTRACTION_BATCH) * max(views, 1)
         self._terminal.start_epoch(f"features of {split} images", steps, 0)
@@ -366,7 +232,7 @@ class FeatureMaker:
 
     def _wanted(self, frontier: Frontier) -> tuple[_Wanted, _Wanted]:
         prefix = prefix_hash(frontier)
-        train, val = _layouts(self._config, self._data, frontier)
+        train, val = layouts_of(self._config, self._data, frontier)
         return self._entry("train", frontier, prefix, train), self._entry("val", frontier, prefix, val)
 
     def _entry(self, split: str, frontier: Frontier, prefix: str, layout: Layout) -> _Wanted:

@@ -36,6 +36,7 @@ class Folding:
 
     def __call__(self, model: keras.Model, images: Any) -> Any:
         """The model's outputs in inference mode, with its graph run through what it became."""
+        images = keras.ops.cast(images, model.inputs[0].dtype)
         return model._run_through_graph(images, lambda operation: self.replaced.get(id(operation), operation))
 
 

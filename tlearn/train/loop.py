@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -46,11 +46,23 @@ class Loop:
         batches: from the first step that is to be run on.
         xla: compile the step with XLA.
         in_chunks: elements of ``batches`` are not steps but several of them, stacked: (steps, batch, ...).
+        prefix: computes the model's inputs from those of ``batches``, as a part of each step. The gradient is taken
+            above it: Keras would build one for frozen layers too, which nobody asks for, and which takes as long to
+            build as all the rest.
     """
 
-    def __init__(self, model: keras.Model, batches: tf.data.Dataset, *, xla: bool, in_chunks: bool = False) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: tf.data.Dataset,
+        *,
+        xla: bool,
+        in_chunks: bool = False,
+        prefix: Callable[[Any], Any] | None = None,
+    ) -> None:
         self._model = model
-        self._execute = (_execution_on_chunks if in_chunks else _execution)(model, iter(batches), xla)
+        train_step = make_train_step(model, xla=xla, prefix=prefix)
+        self._execute = (_execution_on_chunks if in_chunks else _execution)(train_step, iter(batches))
         self._seconds_per_step = math.inf
 
     def run(self, start: int, stop_at: Callable[[int], int]) -> Iterator[tuple[int, Logs]]:
@@ -86,13 +98,15 @@ class Loop:
         return max(1, min(_MOST_STEPS, int(_EXECUTION_SECONDS / self._seconds_per_step)))
 
 
+_TrainStep = Callable[[Any], Any]
+"""A batch to the running means."""
+
 _Execution = Callable[[int], tuple[int, dict[str, Any]]]
 """Runs some steps, at most as many as it is given; how many it has run, and the running means."""
 
 
-def _execution(model: keras.Model, batches: Any, xla: bool) -> _Execution:
+def _execution(train_step: _TrainStep, batches: Any) -> _Execution:
     """One graph takes the batches of all its steps from the stream."""
-    train_step = _train_step(model, xla)
 
     @tf.function(reduce_retracing=True)
     def run_steps(batches: Any, count: Any) -> Any:
@@ -104,9 +118,8 @@ def _execution(model: keras.Model, batches: Any, xla: bool) -> _Execution:
     return lambda most: (most, run_steps(batches, tf.constant(most)))
 
 
-def _execution_on_chunks(model: keras.Model, chunks: Any, xla: bool) -> _Execution:
+def _execution_on_chunks(train_step: _TrainStep, chunks: Any) -> _Execution:
     """The graph cuts its batches out of a chunk: taking each from a stream would cost as much as a small step."""
-    train_step = _train_step(model, xla)
     number = tf.TensorSpec((), tf.int32)
 
     @tf.function(input_signature=[chunks.element_spec, number, number])  # one graph for chunks of all sizes
@@ -130,8 +143,14 @@ def _execution_on_chunks(model: keras.Model, chunks: Any, xla: bool) -> _Executi
     return execute
 
 
-def _train_step(model: keras.Model, xla: bool) -> Callable[[Any], Any]:
-    made: Callable[[Any], Any] = tf.function(model.train_step, jit_compile=xla, reduce_retracing=True)
+def make_train_step(model: keras.Model, *, xla: bool = False, prefix: Callable[[Any], Any] | None = None) -> _TrainStep:
+    """Keras' training step as a graph; arguments are those of ``Loop``."""
+
+    def step(batch: tuple[Any, ...]) -> Any:
+        inputs, *targets = batch
+        return model.train_step((prefix(inputs) if prefix else inputs, *targets))
+
+    made: _TrainStep = tf.function(step, jit_compile=xla, reduce_retracing=True)
     return made
 
 
@@ -155,7 +174,15 @@ class Evaluation:
                 metric.update_state(targets, logits)
             return logits
 
-        self._step = step
+        def stacked(tensor: Any) -> tf.TensorSpec:
+            return tf.TensorSpec([None, None, *tensor.shape[1:]], tf.float32)
+
+        @tf.function(input_signature=[[stacked(tensor) for tensor in model.inputs], stacked(model.output)])
+        def chunk(tensors: Any, targets: Any) -> None:  # one graph for chunks of all sizes
+            for index in tf.range(tf.shape(targets)[0]):
+                step([tensor[index] for tensor in tensors], targets[index])
+
+        self._step, self._chunk = step, chunk
 
     def __call__(self, batches: tf.data.Dataset) -> Logs:
         """The metrics by name over batches of (images, targets)."""
@@ -163,6 +190,17 @@ class Evaluation:
             metric.reset_state()
         for images, targets in batches:
             self._step(images, targets)
+        return self._results()
+
+    def on_chunks(self, chunks: Iterable[tuple[Sequence[Any], Any]]) -> Logs:
+        """The metrics over chunks, each several steps stacked: the model's inputs (steps, batch, ...), and targets.
+
+        What is read from memory needs no stream of tf.data, which costs more to set up than small steps to run.
+        """
+        for metric in self._metrics:
+            metric.reset_state()
+        for tensors, targets in chunks:
+            self._chunk(list(tensors), targets)
         return self._results()
 
     def with_outputs(self, batches: tf.data.Dataset) -> tuple[Logs, list[Any], list[Any]]:

@@ -11,8 +11,9 @@ from typing import Any
 from tlearn.config import ClassWeights, Config, Duration, LearningRateSchedule, Stage
 from tlearn.data import Data, Split
 from tlearn.train.classifier import Classifier, freeze, unfrozen_layers
-from tlearn.train.features import FeaturePlan, FeaturePlanner
+from tlearn.train.feature_plan import FeaturePlan, FeaturePlanner
 from tlearn.train.optimizers import in_steps, own_options, stage_optimizer
+from tlearn.train.xla import check_xla
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def plan_run(config: Config, data: Data, classifier: Classifier) -> Plan:
     features = FeaturePlanner(config, data, classifier)
     for index, stage in enumerate(config.schedule.stages):
         first_epoch = stages[-1].first_epoch + stages[-1].epochs if stages else 0
-        where = f"schedule.stages.{index}.unfreeze"
+        where = f"schedule.stages.{index}"
         stages.append(_plan_stage(config, stage, classifier, features, steps_per_epoch, first_epoch, where))
     backbone = classifier.backbone
     return Plan(
@@ -144,8 +145,9 @@ def _plan_stage(
     where: str,
 ) -> StagePlan:
     backbone = classifier.backbone
-    layers = unfrozen_layers(classifier, stage, where)
+    layers = unfrozen_layers(classifier, stage, f"{where}.unfreeze")
     freeze(classifier, layers)
+    check_xla(config, stage, classifier.model, where)
     trainable = {id(variable) for variable in classifier.model.trainable_variables}
     variables = {key: v for key, v in classifier.variables().items() if id(v) in trainable}
     steps = stage_steps(stage, steps_per_epoch, config.data.batch_size)

@@ -144,14 +144,6 @@ def block_factors(classifier: Classifier, decay: float | None) -> dict[str, floa
     return factors
 
 
-def uses_xla(config: Config, stage: Stage) -> bool:
-    """Whether a stage's steps are compiled with XLA; ``auto`` is on only where there is a GPU."""
-    asked = config.xla if stage.xla is None else stage.xla
-    if asked == "auto":
-        return bool(tf.config.list_physical_devices("GPU"))
-    return asked is True or asked == "on"
-
-
 def _label_smoothing(config: Config, stage: Stage) -> float:
     return config.loss.label_smoothing if stage.label_smoothing is None else stage.label_smoothing
 

@@ -82,17 +82,15 @@ class Streams:
         steps = _chunks(start, stop, self._plan.steps_per_epoch, self._steps_at_once(features.train.layout))
         return self._feature_chunks(steps, read, features.train.layout, self._targets(stage))
 
-    def validation_features(self, features: StageFeatures) -> tf.data.Dataset:
-        """Features of the validation images in place of ``evaluation``."""
+    def validation_features(self, features: StageFeatures) -> Iterator[tuple[list[np.ndarray], Any]]:
+        """Features of the validation images in place of ``evaluation``: chunks of steps and their targets."""
         images, size = len(self._data.val), self._config.data.batch_size
-
-        def read(steps: range) -> tuple[np.ndarray, ...]:
-            positions = np.stack([np.arange(step * size, min((step + 1) * size, images)) for step in steps])
-            return (*features.val.take(positions), self._labels(self._data.val[positions]))
-
         count = math.ceil(images / size)
-        steps = _chunks(0, count, count, self._steps_at_once(features.val.layout))
-        return self._feature_chunks(steps, read, features.val.layout, self._targets(None)).unbatch()
+        for first, stop in _chunks(0, count, count, self._steps_at_once(features.val.layout)):
+            steps = range(first, stop)
+            positions = np.stack([np.arange(step * size, min((step + 1) * size, images)) for step in steps])
+            labels = tf.constant(self._labels(self._data.val[positions]))
+            yield features.val.take(positions), as_targets(labels, self._plan.outputs)
 
     def _feature_chunks(
         self,

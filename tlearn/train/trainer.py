@@ -17,6 +17,7 @@ from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint
 from tlearn.train.classifier import Classifier
 from tlearn.train.console import Terminal, metrics_line
+from tlearn.train.engine import Compute
 from tlearn.train.features import FeatureMaker, Interrupted, StageFeatures
 from tlearn.train.finish import finish
 from tlearn.train.logs import MetricsLog, TensorBoardLog
@@ -25,8 +26,9 @@ from tlearn.train.losses import default_monitor, make_loss, make_metrics, smalle
 from tlearn.train.plan import Plan, StagePlan
 from tlearn.train.progress import Progress
 from tlearn.train.run import Run
-from tlearn.train.session import Session, restore_weights, uses_xla
+from tlearn.train.session import Session, restore_weights
 from tlearn.train.streams import Streams, guarded
+from tlearn.train.xla import uses_xla
 
 _SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
 
@@ -132,12 +134,13 @@ class Trainer:
         if state is not None:
             self._restore(lambda: restore_weights(self._classifier, state))  # what is kept below is made from them
         features = self._features_of(index) if progress.step < plan.steps else None
+        model, prefix = (features.suffix, None) if features else self._features.streamed(index)
         session = Session(
             self._classifier,
             self._config,
             self._plan,
             index,
-            model=features.suffix if features else None,
+            model=model,
             before=before,
             first_iteration=None if state is None else progress.first_iteration,
         )
@@ -147,7 +150,7 @@ class Trainer:
             self._saved_state = None
         self._terminal.print(f"stage {plan.name}: {plan.parameters:,} parameters, {plan.optimizer}")
         if progress.step < plan.steps:
-            self._run_steps(session, plan, self._config.schedule.stages[index], features)
+            self._run_steps(session, plan, self._config.schedule.stages[index], features, prefix)
         session.finalize()
         self._save(session)
         return session
@@ -167,7 +170,14 @@ class Trainer:
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    def _run_steps(self, session: Session, plan: StagePlan, stage: Stage, features: StageFeatures | None) -> None:
+    def _run_steps(
+        self,
+        session: Session,
+        plan: StagePlan,
+        stage: Stage,
+        features: StageFeatures | None,
+        prefix: Compute | None,
+    ) -> None:
         progress, per_epoch = self._progress, self._plan.steps_per_epoch
         first, last = plan.first_epoch * per_epoch + progress.step, plan.first_epoch * per_epoch + plan.steps
         if features is None:
@@ -175,7 +185,8 @@ class Trainer:
         else:
             batches = self._streams.features(stage, features, first, last)
         validate = self._validation(session, features)
-        loop = Loop(session.model, batches, xla=uses_xla(self._config, stage), in_chunks=features is not None)
+        xla = uses_xla(self._config, stage)
+        loop = Loop(session.model, batches, xla=xla, in_chunks=features is not None, prefix=prefix)
         self._begin_epoch(session, plan)
         for step, logs in guarded(loop.run(progress.step, lambda step: self._boundary(plan, step))):
             progress.global_step += step - progress.step
@@ -222,7 +233,7 @@ class Trainer:
         if features is None:
             return lambda: self._evaluate(self._streams.evaluation(self._data.val))
         evaluate = make_evaluation(session.model, self._plan)
-        return lambda: evaluate(self._streams.validation_features(features))
+        return lambda: evaluate.on_chunks(self._streams.validation_features(features))
 
     def _end_epoch(
         self, session: Session, plan: StagePlan, stage: Stage, logs: Logs, validate: Callable[[], Logs]
