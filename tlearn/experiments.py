@@ -68,9 +68,16 @@ def _default_problems(defaults: Any, path: Path) -> Iterator[Problem]:
             named = f"{where}: {key}"
             if re.match(r"/*hydra\b|.*@hydra", str(group)):
                 yield Problem(named, "an experiment cannot set Hydra itself")
-            elif not all(_stays_inside(name) for name in (group, option or "")):
+            elif not all(map(_stays_inside, (group, *_options(option)))):
                 fix = "choose options of the config groups: - override /backbone: mobilenet_v2"
                 yield Problem(named, "leads out of the config groups", fix)
+
+
+def _options(chosen: Any) -> list[Any]:
+    """A group takes one option, several, or none."""
+    if chosen is None:
+        return []
+    return chosen if isinstance(chosen, list) else [chosen]
 
 
 def _stays_inside(name: Any) -> bool:

@@ -74,6 +74,7 @@ CASES: dict[str, tuple[str | bytes, str]] = {
     "an address": ("defaults: ['file:///etc/passwd']", "leads out of the config groups"),
     "itself": ("defaults: [hostile]", "includes itself"),
     "defaults of numbers": ("defaults: [1, null]", "leads out of the config groups"),
+    "a mapping for an option": ("defaults: [{override /backbone: {}}]", "leads out of the config groups"),
     "defaults that are no list": ("defaults: {a: b}", "is not a list"),
     # No config at all.
     "a key twice": ("seed: 1\nseed: 2", "'seed' twice"),

@@ -264,7 +264,11 @@ def _git_state() -> dict[str, Any] | None:
     def git(*arguments: str) -> str:
         return subprocess.run(
             # A repository may name a program that git is to start when it looks for changes.
-            ("git", "-c", "core.fsmonitor=false", *arguments), capture_output=True, text=True, timeout=10, check=True
+            ("git", "-c", "core.fsmonitor=false", *arguments),
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
 
     try:
