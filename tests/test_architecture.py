@@ -110,3 +110,46 @@ def distribution(requirement: str) -> str:
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match, requirement
     return re.sub(r"[-_.]+", "-", match.group()).lower()
+
+
+# --- what no module may do: SECURITY.md promises it ------------------------------------------------------------------
+
+RUNS_CODE = {"eval", "exec", "compile", "__import__"}
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "ctypes"}
+UNSAFE_YAML = {"load", "load_all", "unsafe_load", "unsafe_load_all", "full_load", "full_load_all"}
+NETWORK = {"http", "urllib", "requests", "ftplib", "smtplib", "httpx", "aiohttp"}
+
+
+def calls(module: str) -> list[tuple[str, ast.Call]]:
+    """Every call in a module, with what it calls as written: ``np.load``."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def keyword(call: ast.Call, name: str) -> str | None:
+    return next((ast.unparse(given.value) for given in call.keywords if given.arg == name), None)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_runs_what_a_file_says(module: str) -> None:
+    for name, call in calls(module):
+        where = f"{module}:{call.lineno}: {name}"
+        assert name not in RUNS_CODE, where
+        assert not (name.startswith("yaml.") and name.removeprefix("yaml.") in UNSAFE_YAML), where
+        assert keyword(call, "shell") in (None, "False"), where
+        assert name not in ("os.system", "os.popen"), where
+        assert keyword(call, "allow_pickle") in (None, "False"), where
+        if name in ("np.load", "numpy.load", "np.lib.format.read_array"):
+            assert keyword(call, "allow_pickle") == "False", where
+        if name.endswith("load_model"):
+            assert keyword(call, "safe_mode") == "True", where
+        if name == "Image.open":
+            assert keyword(call, "formats") is not None, f"{where}: Pillow opens what it is told to"
+        assert not name.endswith("enable_unsafe_deserialization"), where
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_knows_pickles_or_the_network(module: str) -> None:
+    named = {name.partition(".")[0] for name in imports(module)}
+    assert not named & UNSAFE_MODULES
+    assert not named & NETWORK, "Keras fetches its ImageNet weights; nothing else is fetched"

@@ -64,14 +64,20 @@ def _default_problems(defaults: Any, path: Path) -> Iterator[Problem]:
     for entry in defaults:
         choices = entry.items() if isinstance(entry, dict) else [(entry, None)]
         for key, option in choices:
-            words = str(key).split()
-            group = words[-1] if words else ""
+            group = key.split(" ")[-1] if isinstance(key, str) else key  # "override optional /backbone"
             named = f"{where}: {key}"
-            if re.match(r"/*hydra\b", group) or "@hydra" in group:
+            if re.match(r"/*hydra\b|.*@hydra", str(group)):
                 yield Problem(named, "an experiment cannot set Hydra itself")
-            elif not all(_stays_inside(name) for name in (group, "" if option is None else option)):
+            elif not all(map(_stays_inside, (group, *_options(option)))):
                 fix = "choose options of the config groups: - override /backbone: mobilenet_v2"
                 yield Problem(named, "leads out of the config groups", fix)
+
+
+def _options(chosen: Any) -> list[Any]:
+    """A group takes one option, several, or none."""
+    if chosen is None:
+        return []
+    return chosen if isinstance(chosen, list) else [chosen]
 
 
 def _stays_inside(name: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Hostile files; `tools/fuzz.py` starts from them too."""

@@ -104,7 +104,7 @@ def test_a_run_leaves_them_out_and_finishes(folder: Path, run_cli: Callable[...,
     done = run_cli(
         *("train", "backbone=embedded", "data=folder", f"data.path={folder}", "data.on_error=skip"),
         *(f"data.max_pixels={images.MAX_PIXELS}", "schedule.stages.0.epochs=1", "run_dir=run", "log.images=0"),
-        timeout=55,
+        timeout=150,
     ).assert_ok()
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "finished"
     assert "left out, unreadable" in done.stderr

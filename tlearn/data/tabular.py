@@ -25,6 +25,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 EXTENSIONS = (*_DELIMITERS, ".parquet")
 """Table files, by the end of their names."""
 
+_SUGGESTED = 1000  # columns that a misspelt name is compared with
 _MOST_ROWS = 100_000_000  # 7 GB as a table of images
 _MOST_TEXT = 4 * 2**30  # bytes of a column
 _READING_ERRORS = (OSError, pa.ArrowException, ValueError, KeyError, TypeError)  # what pyarrow says of a broken file
@@ -145,7 +146,7 @@ def check_columns(file: Path, columns: dict[str, str]) -> None:
     if twice:
         raise DataError(Problem("data.path", f"{file} has two columns called {', '.join(map(repr, twice))}"))
     problems = [
-        Problem(f"data.{option}", f"{file} has no column {name!r}", did_you_mean(name, present))
+        Problem(f"data.{option}", f"{file} has no column {name!r}", did_you_mean(name, present[:_SUGGESTED]))
         for option, name in columns.items()
         if name not in present
     ]

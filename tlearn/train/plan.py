@@ -234,6 +234,10 @@ def _notes(config: Config, data: Data, classifier: Classifier) -> list[str]:
         notes.append(f"head.classes={classifier.classes}: the data has {len(data.table.classes)}, the rest never occur")
     if config.backbone.weights is None and all(stage.unfreeze != "all" for stage in config.schedule.stages):
         notes.append("backbone.weights=null: layers that stay frozen stay random")
+    if config.data.batch_size > len(data.train):
+        notes.append(
+            f"data.batch_size={config.data.batch_size}: there are {len(data.train)} training images, one batch"
+        )
     if config.backbone.weights == "glyphs" and config.data.name in ("folder", "table"):
         notes.append("backbone.weights=glyphs know drawn characters; for photographs take ImageNet weights")
     return notes

@@ -263,7 +263,12 @@ def _git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ("git", *arguments), capture_output=True, text=True, timeout=10, check=True
+            # A repository may name a program that git is to start when it looks for changes.
+            ("git", "-c", "core.fsmonitor=false", *arguments),
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
 
     try:
