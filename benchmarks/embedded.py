@@ -32,7 +32,7 @@ from tlearn.config import (
 from tlearn.data import load_data
 
 DRAWS = 1 if QUICK else 5
-IMAGE_SIZE = 32 if QUICK else 64
+IMAGE_SIZE = 64
 COLUMNS = ("all images", "ten a class")
 ANNEALED = tlearn.OptimizerConfig(schedule=LearningRateConfig(name=LearningRateSchedule.cosine))
 
