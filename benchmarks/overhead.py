@@ -2,8 +2,9 @@
 
 On one side a stage of ``tlearn.fit`` that reads photographs; on the other a bare ``tf.function`` of Keras' own training
 step of the same model, called again and again on one batch that stays in memory. Each runs in a process of its own;
-counted are the steps after the first ones. Where compute is the bottleneck, the difference is tlearn's overhead. Where
-it is not, input takes its share of the same cores, and no goal is set.
+counted are the steps after the first ones. tlearn's steps are deterministic by default, which has a price of its own:
+the bare step with TensorFlow's deterministic operations tells how much of the difference it is. Where compute is the
+bottleneck, the rest is tlearn's overhead. Where it is not, input takes its share of the same cores, and no goal is set.
 """
 
 from __future__ import annotations
