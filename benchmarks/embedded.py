@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import tlearn
-from benchmarks.common import scratch, table, write_results
+from benchmarks.common import QUICK, scratch, table, write_results
 from tlearn.config import (
     BatchNorm,
     CacheConfig,
@@ -31,8 +31,9 @@ from tlearn.config import (
 )
 from tlearn.data import load_data
 
-DRAWS = 5
+DRAWS = 1 if QUICK else 5
 IMAGE_SIZE = 64
+COLUMNS = ("all images", "ten a class")
 ANNEALED = tlearn.OptimizerConfig(schedule=LearningRateConfig(name=LearningRateSchedule.cosine))
 
 
@@ -40,21 +41,26 @@ def main() -> None:
     """Measure, print a table, write the results."""
     results: dict[str, dict[str, list[float]]] = {}
     with scratch() as folder:
-        for per_class, name, draws in ((None, "all images", 1), (10, "ten a class", DRAWS)):
+        for per_class, name, draws in ((20 if QUICK else None, COLUMNS[0], 1), (10, COLUMNS[1], DRAWS)):
             for draw in range(draws):
                 data = DataConfig(name="digits", split_seed=draw, per_class=per_class)
                 for method, accuracy in _measure(data, folder / f"{name}-{draw}").items():
                     results.setdefault(method, {}).setdefault(name, []).append(accuracy)
                     print(f"{name} {draw}: {method}: {accuracy:.4f}", flush=True)
-    columns = ["all images", "ten a class"]
-    means = {method: {name: statistics.mean(row[name]) for name in columns} for method, row in results.items()}
-    table(["", *columns], [[method, *(f"{row[name]:.3f}" for name in columns)] for method, row in means.items()])
+    means = {method: {name: statistics.mean(row[name]) for name in COLUMNS} for method, row in results.items()}
+    table(*summary({"means": means}))
     write_results("embedded", {"means": means, "draws": results})
+
+
+def summary(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of the table."""
+    means = results["means"]
+    return ["", *COLUMNS], [[method, *(f"{row[name]:.3f}" for name in COLUMNS)] for method, row in means.items()]
 
 
 def _measure(data: DataConfig, folder: Path) -> dict[str, float]:
     loaded = load_data(data, image_size=IMAGE_SIZE, seed=1)
-    few = data.per_class is not None
+    few = data.per_class == 10
     probe = tlearn.Stage(name="head", epochs=100 if few else 30)
     whole = tlearn.Stage(name="all", unfreeze="all", epochs=40 if few else 15, optimizer=ANNEALED)
     # From scratch, batch norm must learn its statistics, which takes hundreds of steps: more of them for few images.
@@ -71,6 +77,8 @@ def _measure(data: DataConfig, folder: Path) -> dict[str, float]:
 
 
 def _fit(data: DataConfig, stage: tlearn.Stage, weights: str | None, rate: float, folder: Path) -> float:
+    if QUICK:
+        stage = replace(stage, epochs=1)
     config = tlearn.Config(
         run_dir=str(folder),
         backbone=replace(tlearn.preset("backbone", "embedded"), weights=weights),

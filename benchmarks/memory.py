@@ -1,16 +1,16 @@
 """Peak memory of a run against the number of its image files.
 
-The files are a hundred small JPEGs, linked as often as it takes. Each run is a process of its own: it indexes and
-checks all of them, and then either trains some steps from the files, or keeps features of all of them and trains on
-those for an epoch. Reported are the peak of the resident memory, of its part that is the process' own (not pages of
-files, such as mapped features, which the system takes back when it wants to), and the bytes of the table of images.
+The files are small JPEGs, every one different. Each run is a process of its own: it indexes and checks all of them, and
+then either trains some steps from the files, or keeps features of all of them and trains on those for an epoch.
+Reported are the peak of the resident memory, of its part that is the process' own (not pages of files, such as mapped
+features, which the system takes back when it wants to), and the bytes of the table of images.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 import statistics
 import sys
 import threading
@@ -31,7 +31,7 @@ def main() -> None:
     """Measure, print a table, write the results."""
     results: dict[str, dict[str, Any]] = {mode: {str(size): [] for size in SIZES} for mode in REPETITIONS}
     with scratch() as folder:
-        folders = {size: _linked_files(folder, size) for size in SIZES}
+        folders = {size: _files(folder, size) for size in SIZES}
         tables = {size: _table_bytes(folders[size]) for size in SIZES}
         for mode, repetitions in REPETITIONS.items():
             for _ in range(repetitions):
@@ -72,22 +72,23 @@ def _median_peak(runs: list[dict[str, float]]) -> float:
     return statistics.median(run["own_mb"] for run in runs) * 1e6
 
 
-def _linked_files(folder: Path, count: int) -> Path:
-    """``count`` files in ten classes; hard links, of which a file cannot have more than some ten thousand."""
+def _files(folder: Path, count: int) -> Path:
+    """``count`` small JPEGs in ten classes; bytes after their end, which decoders pass over, keep them different."""
     import numpy as np
     from PIL import Image
 
     random = np.random.default_rng(1)
-    originals = folder / "originals"
-    originals.mkdir(exist_ok=True)
-    for index in range(100):
-        Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(originals / f"{index}.jpg")
-    files = sorted(originals.iterdir())
+    originals = []
+    for _ in range(100):
+        buffer = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(buffer, "JPEG")
+        originals.append(buffer.getvalue())
     top = folder / f"{count}-images"
     for label in range(CLASSES):
         (top / f"class-{label}").mkdir(parents=True)
     for index in range(count):
-        os.link(files[index % 100], top / f"class-{index % CLASSES}" / f"photograph-{index:08d}.jpg")
+        file = top / f"class-{index % CLASSES}" / f"photograph-{index:08d}.jpg"
+        file.write_bytes(originals[index % 100] + index.to_bytes(4, "little"))
     return top
 
 

@@ -2,8 +2,9 @@
 
 On one side a stage of ``tlearn.fit`` that reads photographs; on the other a bare ``tf.function`` of Keras' own training
 step of the same model, called again and again on one batch that stays in memory. Each runs in a process of its own;
-counted are the steps after the first ones. Where compute is the bottleneck, the difference is tlearn's overhead. Where
-it is not, input takes its share of the same cores, and no goal is set.
+counted are the steps after the first ones. tlearn's steps are deterministic by default, which has a price of its own:
+the bare step with TensorFlow's deterministic operations tells how much of the difference it is. Where compute is the
+bottleneck, the rest is tlearn's overhead. Where it is not, input takes its share of the same cores, and no goal is set.
 """
 
 from __future__ import annotations
@@ -70,12 +71,16 @@ def main() -> None:
         print(f" {name}", flush=True)
         sides = {
             side: lambda name=name, side=side: in_own_process("benchmarks.overhead", side, name)
-            for side in ("tlearn", "bare")
+            for side in ("tlearn", "bare", "deterministic")
         }
         figures = results[name] = alternated(sides, REPETITIONS)
-        comparisons.append(
-            compare(name, "images/s", figures["tlearn"], figures["bare"], "bare step, batch in memory", case.goal)
-        )
+        comparisons += [
+            compare(name, "images/s", figures["tlearn"], figures[side], against, goal)
+            for side, against, goal in (
+                ("bare", "bare step, batch in memory", case.goal),
+                ("deterministic", "the same, deterministic", None),
+            )
+        ]
     write_results("overhead", results, comparisons)
 
 
@@ -112,12 +117,16 @@ def with_tlearn(case: Case) -> float:
     return steps_per_second(clock.training()[-1], case.warm_up) * case.batch
 
 
-def bare(case: Case) -> float:
+def bare(case: Case, *, deterministic: bool) -> float:
     import keras
     import numpy as np
     import tensorflow as tf
 
     import tlearn
+
+    if deterministic:
+        keras.utils.set_random_seed(1)
+        tf.config.experimental.enable_op_determinism()
 
     backbone = tlearn.build_backbone(case.backbone, alpha=case.alpha, image_size=case.side)
     features = keras.layers.GlobalAveragePooling2D()(backbone.output)
@@ -145,4 +154,6 @@ def bare(case: Case) -> float:
 
 if __name__ == "__main__":
     side, name = sys.argv[1:]
-    print(json.dumps(round((with_tlearn if side == "tlearn" else bare)(CASES[name]), 2)))
+    case = CASES[name]
+    rate = with_tlearn(case) if side == "tlearn" else bare(case, deterministic=side == "deterministic")
+    print(json.dumps(round(rate, 2)))

@@ -1,8 +1,8 @@
 """The two-stage recipe in PyTorch against tlearn: same photographs, weights, epochs, batches and optimizers.
 
-PyTorch's side is what one writes with torch and Pillow: a data set, a loader with a worker for each core, a loop; the
-whole network in every epoch, the frozen part without gradients. With the first seed the loader is tried with no workers
-and with one for each core; the other seeds, and the comparison, have the faster of the two. Its MobileNet starts from the same ImageNet weights as
+PyTorch's side is what one writes with torch and Pillow: a data set, a loader, a loop; the whole network in every epoch,
+the frozen part without gradients. With the first seed the loader is tried with no workers and with one for each core;
+the other seeds, and the comparison, have the faster of the two. Its MobileNet starts from the same ImageNet weights as
 Keras', converted; that both compute the same features is checked and part of the result. A dense layer starts from the
 same distribution, the order of the images is each side's own. Time is from after the imports to the end of training,
 tlearn's with an empty feature cache.

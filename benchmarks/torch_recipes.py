@@ -147,17 +147,17 @@ def full(options: dict[str, Any]) -> dict[str, float]:
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     loss_of = nn.CrossEntropyLoss()
-    done, begin = 0, 0.0
-    for images, labels in loader(photographs, options["batch"], options["workers"], shuffle=True):
+    last = options["warm_up"] + options["steps"]
+    batches = loader(photographs, options["batch"], options["workers"], shuffle=True)
+    for done, (images, labels) in enumerate(batches, start=1):
         if options["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad()
         loss_of(model(images), labels).backward()
         optimizer.step()
-        done += 1
         if done == options["warm_up"]:
             begin = time.perf_counter()
-        if done == options["warm_up"] + options["steps"]:
+        if done == last:
             break
     return {"images_per_second": round(options["steps"] * options["batch"] / (time.perf_counter() - begin), 3)}
 
