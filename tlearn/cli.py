@@ -14,6 +14,7 @@ VERBS = {
     "predict": ("tlearn.predict", "classify images, by a run or by ImageNet's classes"),
     "extract": ("tlearn.extract", "features of images from any layer, to a file"),
     "explain": ("tlearn.explain", "show what in a photograph speaks for a class (Grad-CAM)"),
+    "export": ("tlearn.export", "a run as SavedModel, Keras, LiteRT (TFLite) or ONNX, checked"),
     "cache": ("tlearn.cache", "list, verify or clear the features kept of frozen layers"),
     "backbones": ("tlearn.backbones.__main__", "list architectures, or the layers of one"),
 }

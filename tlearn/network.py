@@ -239,6 +239,12 @@ class Network:
 
         return grad_cam(self, image, class_=class_, layer=layer)
 
+    def export(self, output: str | os.PathLike[str] | None = None, **options: Any) -> dict[str, Any]:
+        """Write this run in other formats and check them, see ``tlearn.export.export_network``."""
+        from tlearn.export import export_network
+
+        return export_network(lambda: self, output=output, **options)
+
     # --- computing ---------------------------------------------------------------------------------------------------
 
     def compute(

@@ -1,4 +1,4 @@
-"""Import TensorFlow without what its C++ code writes to the terminal: it is about drivers, never about a run."""
+"""Keep what TensorFlow's C++ code writes from the terminal: it is about drivers and passes, never about a run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from tlearn.errors import UserError
+
 
 def import_tensorflow() -> None:
     """Import TensorFlow and Keras and look for devices, which is when the writing happens. Takes some seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "tensorflow" in sys.modules and "keras" in sys.modules:
         return
-    with _hidden_stderr():
+    with hidden_output(2):
         import keras  # noqa: F401
         import tensorflow as tf
 
@@ -22,19 +24,31 @@ def import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def _hidden_stderr() -> Iterator[None]:
-    """Nothing is written to file descriptor 2; it is shown after all when an exception leaves the block."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+def hidden_output(*descriptors: int) -> Iterator[None]:
+    """Nothing is written to these file descriptors, 1 or 2; a fault that leaves the block shows it after all.
+
+    A ``UserError`` does not: it says all that a user needs.
+    """
+    _flush()
+    kept = {number: os.dup(number) for number in descriptors}
     with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
+        for number in descriptors:
+            os.dup2(sink.fileno(), number)
         try:
             yield
-        except BaseException:
+        except Exception as error:
+            _flush()
             sink.seek(0)
-            os.write(kept, sink.read())
+            if not isinstance(error, UserError):
+                os.write(kept[max(kept)], sink.read())
             raise
         finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            _flush()
+            for number, original in kept.items():
+                os.dup2(original, number)
+                os.close(original)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
