@@ -240,8 +240,8 @@ class Network:
         return grad_cam(self, image, class_=class_, layer=layer)
 
     def export(self, output: str | os.PathLike[str] | None = None, **options: Any) -> dict[str, Any]:
-        """Write this run in other formats and check them, see ``tlearn.export.export_network``."""
-        from tlearn.export import export_network
+        """Write it in other formats and check them, see ``tlearn.exporting.job.export_network``."""
+        from tlearn.exporting.job import export_network
 
         return export_network(lambda: self, output=output, **options)
 

@@ -1,9 +1,9 @@
 """From the bytes of a JPEG or PNG to the square a network takes, in TensorFlow operations alone.
 
 It follows ``tlearn.data.decode`` step by step. JPEGs decode to the same pixels, since both ask libjpeg for its accurate
-transform. Squares differ from Pillow's by one level in a few values of a thousand: sums are rounded elsewhere, and
-Pillow chooses by the image's shape whether columns or rows are resampled first (with bicubic and lanczos that is some
-levels for high photographs). What graphs cannot do: other formats, and EXIF orientation, which ``tf.io`` does not read.
+transform. Squares differ from Pillow's by a level or two in a few values of a thousand: sums are rounded elsewhere, and
+Pillow chooses by the image's shape whether columns or rows are resampled first (with bicubic and lanczos that is up to
+eight levels for high photographs). What graphs cannot do: other formats, greyscale PNGs below 8 bits, and EXIF orientation, which ``tf.io`` does not read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def graph_reader(reading: Reading) -> Callable[[Any], Any]:
 
     Returns:
         A function of the bytes of one file, a string scalar, to its square: float32 (S, S, 3), whole numbers 0..255.
-        Bytes that are neither a JPEG nor a PNG raise ``InvalidArgumentError`` when it runs.
+        Bytes that are neither a JPEG nor a PNG, or a PNG that TensorFlow reads wrongly, raise ``InvalidArgumentError`` when it runs.
     """
     size = reading.image_size
 
@@ -61,11 +61,23 @@ def _decode(file: Any) -> Any:
         return tf.cast(decoded, tf.float32)
 
     def png() -> Any:
-        decoded = tf.cast(tf.io.decode_png(file, channels=4), tf.float32)
+        with tf.control_dependencies([_refuse_packed_grey(file)]):
+            decoded = tf.cast(tf.io.decode_png(file, channels=4), tf.float32)
         opacity = decoded[..., 3:] / 255.0
         return tf.floor(decoded[..., :3] * opacity + _WHITE * (1.0 - opacity) + 0.5)
 
     return tf.cond(tf.io.is_jpeg(file), jpeg, png)
+
+
+def _refuse_packed_grey(file: Any) -> Any:
+    """An operation that fails for greyscale of 1, 2 or 4 bits, which TensorFlow unpacks wrongly.
+
+    PNG specification, 11.2.1: bytes 24 and 25 of the file are bit depth and colour type, 0 is greyscale.
+    """
+    import tensorflow as tf
+
+    depth, colours = tf.unstack(tf.io.decode_raw(tf.strings.substr(file, 24, 2), tf.uint8), num=2)
+    return tf.debugging.Assert((colours != 0) | (depth >= 8), ["greyscale PNGs must have 8 bits or more, not", depth])
 
 
 def _pad(image: Any, height: Any, width: Any, size: int, interpolation: Interpolation) -> Any:

@@ -28,12 +28,14 @@ class Parity:
 
     Attributes:
         max_difference: largest of any probability of any image; NaN where a probability is none.
+        mean_difference: mean over the images of the largest of each.
         agreement: share of images with the same likeliest class, or of labels on the same side of 0.5.
         images: how many were compared.
         tolerance: what is allowed.
     """
 
     max_difference: float
+    mean_difference: float
     agreement: float
     images: int
     tolerance: Tolerance
@@ -45,9 +47,10 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        finite = np.isfinite(self.max_difference)
+        finite = np.isfinite(self.max_difference)  # JSON has no NaN
         return {
-            "max_difference": self.max_difference if finite else None,  # JSON has no NaN
+            "max_difference": self.max_difference if finite else None,
+            "mean_difference": self.mean_difference if finite else None,
             "agreement": self.agreement,
             "images": self.images,
             "tolerance": {"difference": self.tolerance.difference, "agreement": self.tolerance.agreement},
@@ -59,13 +62,13 @@ def compare(
 ) -> Parity:
     """Compare probabilities, both (n, classes). Another shape parts as far as can be."""
     if expected.shape != actual.shape:
-        return Parity(float("nan"), 0.0, len(expected), tolerance)
+        return Parity(float("nan"), float("nan"), 0.0, len(expected), tolerance)
     if multi_label:
         same = (expected >= 0.5) == (actual >= 0.5)
     else:
         same = expected.argmax(axis=1) == actual.argmax(axis=1)
-    difference = np.abs(expected.astype(np.float64) - actual).max()
-    return Parity(float(difference), float(same.mean()), len(expected), tolerance)
+    difference = np.abs(expected.astype(np.float64) - actual).max(axis=1)
+    return Parity(float(difference.max()), float(difference.mean()), float(same.mean()), len(expected), tolerance)
 
 
 def check_exports(

@@ -17,7 +17,7 @@ from tlearn.images import FileImages, Images, Reading, find_images
 from tlearn.train.run import Run
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32
-_AS_THEY_ARE = {"JPEG": ("RGB", "L"), "PNG": ("RGB", "RGBA", "L", "LA", "P", "1")}
+_AS_THEY_ARE = {"JPEG": ("RGB", "L"), "PNG": ("RGB", "RGBA", "L", "LA", "P")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +43,19 @@ class Samples:
 
 def samples_of(images: Images, rows: Iterable[int], reading: Reading, where: str) -> Samples:
     """Images by number; those that cannot be read are left out. Raises DataError when none can."""
-    pixels, files, own = [], [], 0
+    pixels, files, foreign = [], [], 0
     for row in rows:
         try:
             picture = images.picture(row, reading)
         except UnreadableImage:
             continue
         file = _plain_file(Path(images.name(row))) if isinstance(images, FileImages) else None
-        own += file is not None
+        foreign += file is None and isinstance(images, FileImages)
         pixels.append(reading.square(picture))
         files.append(file or _png(picture))
     if not files:
         raise DataError(Problem(where, "not one image could be read", "name others with --images"))
-    return Samples(where, np.stack(pixels), tuple(files), len(files) - own)
+    return Samples(where, np.stack(pixels), tuple(files), foreign)
 
 
 def found_samples(paths: Iterable[str], count: int, reading: Reading) -> Samples:
@@ -126,7 +126,9 @@ def _plain_file(path: Path) -> bytes | None:
         with Image.open(path, formats=tuple(_AS_THEY_ARE)) as image:
             upright = image.getexif().get(_ORIENTATION_TAG, 1) == 1
             plain = image.mode in _AS_THEY_ARE[str(image.format)]
-        return path.read_bytes() if upright and plain else None
+        file = path.read_bytes()
+        packed_grey = file.startswith(b"\x89PNG") and file[24] < 8 and file[25] == 0  # see graph_reading
+        return file if upright and plain and not packed_grey else None
     except Exception:  # Pillow raises whatever a format's code happens to raise: it is decoded and encoded anew
         return None
 
