@@ -15,6 +15,7 @@ VERBS = {
     "extract": ("tlearn.extract", "features of images from any layer, to a file"),
     "explain": ("tlearn.explain", "show what in a photograph speaks for a class (Grad-CAM)"),
     "evaluate": ("tlearn.evaluate.command", "how good a run is, class by class; or a backbone's features"),
+    "export": ("tlearn.export", "a run as SavedModel, Keras, LiteRT (TFLite) or ONNX, checked"),
     "cache": ("tlearn.cache", "list, verify or clear the features kept of frozen layers"),
     "backbones": ("tlearn.backbones.__main__", "list architectures, or the layers of one"),
 }

@@ -231,6 +231,12 @@ class Network:
         path = None if data is None else os.fspath(data)
         return evaluate_network(self, path, Settings(**settings), against=against)
 
+    def export(self, output: str | os.PathLike[str] | None = None, **options: Any) -> dict[str, Any]:
+        """Write it in other formats and check them, see ``tlearn.exporting.job.export_network``."""
+        from tlearn.exporting.job import export_network
+
+        return export_network(lambda: self, output=output, **options)
+
     # --- computing ---------------------------------------------------------------------------------------------------
 
     def compute(

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 
+from tlearn.errors import UserError
+
 
 @cache
 def import_tensorflow() -> None:
@@ -52,3 +54,34 @@ def _is_descriptor_2(stream: object) -> bool:
         return stream.fileno() == 2  # type: ignore[attr-defined, no-any-return]
     except (AttributeError, OSError):
         return False
+
+
+@contextlib.contextmanager
+def hidden_output(*descriptors: int) -> Iterator[None]:
+    """Nothing is written to these file descriptors, 1 or 2; a fault that leaves the block shows it after all.
+
+    A ``UserError`` does not: it says all that a user needs.
+    """
+    _flush()
+    kept = {number: os.dup(number) for number in descriptors}
+    with tempfile.TemporaryFile() as sink:
+        for number in descriptors:
+            os.dup2(sink.fileno(), number)
+        try:
+            yield
+        except Exception as error:
+            _flush()
+            sink.seek(0)
+            if not isinstance(error, UserError):
+                os.write(kept[max(kept)], sink.read())
+            raise
+        finally:
+            _flush()
+            for number, original in kept.items():
+                os.dup2(original, number)
+                os.close(original)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,118 @@
+"""From the bytes of a JPEG or PNG to the square a network takes, in TensorFlow operations alone.
+
+It follows ``tlearn.data.decode`` step by step. JPEGs decode to the same pixels, since both ask libjpeg for its accurate
+transform. Squares differ from Pillow's by a level or two in a few values of a thousand: sums are rounded elsewhere, and
+Pillow chooses by the image's shape whether columns or rows are resampled first (with bicubic and lanczos that is up to
+eight levels for high photographs). What graphs cannot do: other formats, greyscale PNGs below 8 bits, and EXIF
+orientation, which ``tf.io`` does not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tlearn.config import Interpolation, Resize
+from tlearn.data import Reading
+
+_KERNELS = {
+    Interpolation.bilinear: "triangle",
+    Interpolation.bicubic: "keyscubic",
+    Interpolation.lanczos: "lanczos3",
+}
+_WHITE = 255.0
+
+
+def graph_reader(reading: Reading) -> Callable[[Any], Any]:
+    """How image files are read, as a function of tensors.
+
+    Args:
+        reading: as in training.
+
+    Returns:
+        A function of the bytes of one file, a string scalar, to its square: float32 (S, S, 3), whole numbers 0..255.
+        Bytes that are neither a JPEG nor a PNG, or a PNG that TensorFlow reads wrongly, raise ``InvalidArgumentError``
+        when it runs.
+    """
+    size = reading.image_size
+
+    def read(file: Any) -> Any:
+        import tensorflow as tf
+
+        image = _decode(file)
+        height, width = (tf.cast(length, tf.float64) for length in tf.unstack(tf.shape(image)[:2]))
+        if reading.resize is Resize.pad:
+            square = _pad(image, height, width, size, reading.interpolation)
+        else:
+            crops = reading.resize is Resize.crop
+            side = tf.minimum(height, width) * reading.crop_fraction
+            rows, columns = (side, side) if crops else (height, width)
+            square = _resample(image, (width - columns) / 2, columns, size, 1, reading.interpolation)
+            square = _resample(square, (height - rows) / 2, rows, size, 0, reading.interpolation)
+        return tf.ensure_shape(square, (size, size, 3))
+
+    return read
+
+
+def _decode(file: Any) -> Any:
+    """Float32 (h, w, 3): greyscale repeated over the channels, palette resolved, transparency laid over white."""
+    import tensorflow as tf
+
+    def jpeg() -> Any:
+        decoded = tf.io.decode_jpeg(file, channels=3, fancy_upscaling=True, dct_method="INTEGER_ACCURATE")
+        return tf.cast(decoded, tf.float32)
+
+    def png() -> Any:
+        with tf.control_dependencies([_refuse_packed_grey(file)]):
+            decoded = tf.cast(tf.io.decode_png(file, channels=4), tf.float32)
+        opacity = decoded[..., 3:] / 255.0
+        return tf.floor(decoded[..., :3] * opacity + _WHITE * (1.0 - opacity) + 0.5)
+
+    return tf.cond(tf.io.is_jpeg(file), jpeg, png)
+
+
+def _refuse_packed_grey(file: Any) -> Any:
+    """An operation that fails for greyscale of 1, 2 or 4 bits, which TensorFlow unpacks wrongly.
+
+    PNG specification, 11.2.1: bytes 24 and 25 of the file are bit depth and colour type, 0 is greyscale.
+    """
+    import tensorflow as tf
+
+    depth, colours = tf.unstack(tf.io.decode_raw(tf.strings.substr(file, 24, 2), tf.uint8), num=2)
+    return tf.debugging.Assert((colours != 0) | (depth >= 8), ["greyscale PNGs must have 8 bits or more, not", depth])
+
+
+def _pad(image: Any, height: Any, width: Any, size: int, interpolation: Interpolation) -> Any:
+    """The whole image in its shape, in the middle of a black square."""
+    import tensorflow as tf
+
+    scale = size / tf.maximum(height, width)
+    rows, columns = (tf.maximum(1, tf.cast(tf.round(length * scale), tf.int32)) for length in (height, width))
+    start = tf.zeros((), tf.float64)
+    image = _resample(image, start, width, columns, 1, interpolation)
+    image = _resample(image, start, height, rows, 0, interpolation)
+    return tf.image.pad_to_bounding_box(image, (size - rows) // 2, (size - columns) // 2, size, size)
+
+
+def _resample(image: Any, start: Any, length: Any, size: Any, axis: int, interpolation: Interpolation) -> Any:
+    """Make ``size`` pixels of the stretch ``start`` to ``start + length`` along an axis, rounded to whole levels.
+
+    As in Pillow, a kernel that is as wide as a result's pixel reaches over the ends of the stretch, not of the image.
+    """
+    import tensorflow as tf
+
+    scale = tf.cast(size, tf.float64) / length
+    if interpolation is Interpolation.nearest:
+        middle = start + (tf.cast(tf.range(size), tf.float64) + 0.5) / scale
+        return tf.gather(image, tf.cast(middle, tf.int32), axis=axis)
+    this = tf.one_hot(axis, 2, dtype=tf.float32)
+    scale = tf.cast(scale, tf.float32)
+    resampled = tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=tf.where(tf.one_hot(axis, 2, True, False), size, tf.shape(image)[:2]),
+        scale=this * scale + (1.0 - this),
+        translation=this * -tf.cast(start, tf.float32) * scale,
+        kernel_type=_KERNELS[interpolation],
+        antialias=True,
+    )[0]
+    return tf.clip_by_value(tf.floor(resampled + 0.5), 0.0, 255.0)
