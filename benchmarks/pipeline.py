@@ -76,13 +76,13 @@ def _rate(batches: Iterator[Any]) -> float:
 
 def _stream(photographs: Path, augment: str, workers: int | None) -> float:
     import tlearn
-    from tlearn.data import index_data, training_batches
+    from tlearn.data import Reading, index_data, training_batches
 
     data = index_data(tlearn.DataConfig(name="folder", path=str(photographs)), image_size=SIDE, seed=1)
     batches = training_batches(
         data.source,
         data.train,
-        image_size=SIDE,
+        Reading(SIDE),
         batch_size=BATCH,
         seed=1,
         steps=WARM_UP + STEPS,
