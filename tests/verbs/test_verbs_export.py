@@ -172,6 +172,7 @@ def test_bytes_are_served_without_tlearn(
     np.testing.assert_allclose(probabilities, tlearn.load(digits_run)(paths), atol=0.01)
 
 
+@pytest.mark.slow
 def test_gem_several_labels_and_padding(labels_run: Path, tmp_path: Path) -> None:
     """GeM cannot compute in integers: int8 says which operations stay floats."""
     report = tlearn.load(labels_run).export(tmp_path / "out", formats=["saved_model", "tflite"], quantize=["int8"])
@@ -184,6 +185,7 @@ def test_gem_several_labels_and_padding(labels_run: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "out" / "metadata.json").read_text())["multi_label"] is True
 
 
+@pytest.mark.slow
 def test_mixed_precision_and_avg_max(tmp_path: Path) -> None:
     """Exports compute in float32 with the run's weights."""
     run = train(tmp_path / "run", "data=digits", "data.per_class=5", "precision=mixed_float16", "head.pooling=avg_max")
@@ -297,6 +299,7 @@ def odd_head() -> Iterator[str]:
     HEADS._added = before
 
 
+@pytest.mark.slow
 def test_what_a_format_cannot_hold(odd_head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = train(tmp_path / "run", "data=digits", "data.per_class=5", f"head.name={odd_head}")
     capfd.readouterr()

@@ -31,8 +31,8 @@ def graph_reader(reading: Reading) -> Callable[[Any], Any]:
 
     Returns:
         A function of the bytes of one file, a string scalar, to its square: float32 (S, S, 3), whole numbers 0..255.
-        Bytes that are neither a JPEG nor a PNG, or a PNG that TensorFlow reads wrongly, raise ``InvalidArgumentError``
-        when it runs.
+        When it runs, ``InvalidArgumentError`` for bytes that are neither a JPEG nor a PNG, or are a PNG that
+        TensorFlow would read wrongly.
     """
     size = reading.image_size
 

@@ -21,6 +21,9 @@ from tlearn.exporting import reload
 from tlearn.exporting.formats import KERAS, ONNX, Export, Tolerance
 from tlearn.exporting.samples import Samples
 
+UNDECIDED = 0.01
+"""Between probabilities as near as this a run has no opinion: rounding alone would decide."""
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -29,7 +32,8 @@ class Parity:
     Attributes:
         max_difference: largest of any probability of any image; NaN where a probability is none.
         mean_difference: mean over the images of the largest of each.
-        agreement: share of images with the same likeliest class, or of labels on the same side of 0.5.
+        agreement: share of images with the same likeliest class, or of labels on the same side of 0.5; where the run
+            itself is undecided, by ``UNDECIDED`` or less, either answer is the same.
         images: how many were compared.
         tolerance: what is allowed.
     """
@@ -64,9 +68,10 @@ def compare(
     if expected.shape != actual.shape:
         return Parity(float("nan"), float("nan"), 0.0, len(expected), tolerance)
     if multi_label:
-        same = (expected >= 0.5) == (actual >= 0.5)
+        same = ((expected >= 0.5) == (actual >= 0.5)) | (np.abs(expected - 0.5) <= UNDECIDED)
     else:
-        same = expected.argmax(axis=1) == actual.argmax(axis=1)
+        chosen = np.take_along_axis(expected, actual.argmax(axis=1)[:, None], axis=1)[:, 0]
+        same = expected.max(axis=1) - chosen <= UNDECIDED
     difference = np.abs(expected.astype(np.float64) - actual).max(axis=1)
     return Parity(float(difference.max()), float(difference.mean()), float(same.mean()), len(expected), tolerance)
 
