@@ -55,9 +55,7 @@ def index_table(
         DataError: the file or a column is missing, a cell is empty or not allowed, or the labels cannot be learned.
     """
     file = Path(path).expanduser()
-    top = Path(root).expanduser() if root is not None else file.parent
-    if not top.is_dir():
-        raise DataError(Problem("data.root", f"there is no folder {top}", "give the folder of the images"))
+    top = _root(root, file)
     columns = read_columns(file, named_columns(image_column, label_column, split_column))
     paths = _paths(columns["image_column"], top, file)
     labels, classes = read_labels(columns["label_column"], label_separator, file, label_column)
@@ -67,6 +65,26 @@ def index_table(
     keys = paths.cast(pa.large_binary())
     table = ImageTable(keys, labels, splits, classes, label_separator is not None, stamps_of(top, keys))
     return FileSource("table", os.fspath(file), top, table, max_pixels)
+
+
+def read_paths(
+    path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, image_column: str = "path"
+) -> tuple[Path, pa.LargeBinaryArray]:
+    """The images of a table that need have no labels: their root, and their paths below it.
+
+    Arguments and errors are those of ``index_table``.
+    """
+    file = Path(path).expanduser()
+    top = _root(root, file)
+    columns = read_columns(file, {"image_column": image_column})
+    return top, _paths(columns["image_column"], top, file).cast(pa.large_binary())
+
+
+def _root(root: str | os.PathLike[str] | None, file: Path) -> Path:
+    top = Path(root).expanduser() if root is not None else file.parent
+    if not top.is_dir():
+        raise DataError(Problem("data.root", f"there is no folder {top}", "give the folder of the images"))
+    return top
 
 
 def named_columns(image_column: str, label_column: str, split_column: str | None) -> dict[str, str]:
@@ -131,7 +149,7 @@ def check_columns(file: Path, columns: dict[str, str]) -> None:
         file: the table.
         columns: column names by the option of ``DataConfig`` that names them.
     """
-    present = _header(file)
+    present = table_header(file)
     problems = [
         Problem(f"data.{option}", f"{file} has no column {name!r}", did_you_mean(name, present))
         for option, name in columns.items()
@@ -141,7 +159,8 @@ def check_columns(file: Path, columns: dict[str, str]) -> None:
         raise DataError(problems)
 
 
-def _header(file: Path) -> list[str]:
+def table_header(file: Path) -> list[str]:
+    """Names of the columns of a table. Raises DataError when it cannot be read."""
     try:
         if file.suffix.lower() == ".parquet":
             return list(pq.read_schema(file).names)

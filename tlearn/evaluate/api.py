@@ -10,9 +10,10 @@ from tlearn.config import CacheConfig, DataConfig
 from tlearn.errors import DataError, Problem, UserError, did_you_mean
 from tlearn.evaluate.evaluation import Evaluation, Outputs, compared, name_of, outputs_of, score
 from tlearn.evaluate.intervals import CONFIDENCE, RESAMPLES
-from tlearn.evaluate.labelled import (
+from tlearn.evaluate.probes import NEIGHBOURS, probe
+from tlearn.images import Columns, is_table
+from tlearn.labelled import (
     SPLITS,
-    Columns,
     Labelled,
     divide_other_data,
     known_only,
@@ -21,8 +22,6 @@ from tlearn.evaluate.labelled import (
     run_split,
     table_columns,
 )
-from tlearn.evaluate.probes import NEIGHBOURS, probe
-from tlearn.images import is_table
 
 if TYPE_CHECKING:
     from tlearn.network import Network

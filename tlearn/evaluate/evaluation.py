@@ -15,7 +15,6 @@ from tlearn.evaluate.calibration import Calibration, calibration, fit_temperatur
 from tlearn.evaluate.comparison import Comparison, compare
 from tlearn.evaluate.intervals import CONFIDENCE, RESAMPLES, Bootstrap, Score
 from tlearn.evaluate.label_scores import label_class_scores, multi_label_scores
-from tlearn.evaluate.labelled import Labelled, truth_for
 from tlearn.evaluate.scores import (
     ClassScores,
     class_scores,
@@ -24,6 +23,7 @@ from tlearn.evaluate.scores import (
     worst_confusions,
 )
 from tlearn.images import Reading
+from tlearn.labelled import Labelled, truth_for
 
 if TYPE_CHECKING:
     from tlearn.network import Network
@@ -84,7 +84,7 @@ def outputs_of(
 
     Args:
         network: with a classifier.
-        images: see ``tlearn.evaluate.labelled``.
+        images: see ``tlearn.labelled``.
         batch_size: images per step.
         on_batch: called with how many images are done, and how many of them could not be read.
 

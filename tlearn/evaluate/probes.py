@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlearn.config import CacheConfig, DataConfig, Pooling
-from tlearn.data import fingerprint
+from tlearn.config import CacheConfig
 from tlearn.errors import DataError, Problem, UserError
 from tlearn.evaluate.evaluation import Outputs, name_of
-from tlearn.evaluate.labelled import Labelled
-from tlearn.images import Reading
+from tlearn.kept_features import KeptFeatures
+from tlearn.labelled import Labelled
 
 if TYPE_CHECKING:
     from tlearn.network import Network
@@ -176,7 +175,7 @@ def _fits(labels: NDArray[Any]) -> bool:
     return round(len(labels) * _HELD_OUT) >= len(np.unique(labels))
 
 
-# --- features, kept as training keeps them ---------------------------------------------------------------------------
+# --- features --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,38 +191,16 @@ class _FeaturesOf:
 def _features(
     network: Network, images: Labelled, cache: CacheConfig | None, on_batch: Callable[[int, int], None]
 ) -> _FeaturesOf:
-    """Pooled features, from the feature cache where they are there, and put there where all images can be read.
-
-    The entry has the name that a run's head-only stage gives to the same features, so either finds the other's.
-    """
-    import keras
-
-    from tlearn.heads.pooling import pool
-    from tlearn.train.feature_cache import FeatureCache, Layout, cache_folder
-    from tlearn.train.feature_key import feature_key, indescribable, prefix_hash
-    from tlearn.train.frontier import Frontier
-
-    tensor = pool(network.layers.feature_map, Pooling.avg)
-    below = keras.Model(network.model.input, tensor).operations
-    frontier = Frontier(network.model, (tensor,), tuple(below))
-    if cache is None or fingerprint(images.source, images.rows[:1]) is None or indescribable(frontier):
-        return _computed(network, tensor, images, on_batch)
-    layout = Layout(len(images), (tuple(int(side) for side in tensor.shape[1:]),), cache.dtype.value)
-    reading = _as_config(network.reading)
-    prefix = prefix_hash(frontier)
-    key = feature_key(images.source, images.rows, reading, prefix, layout, augment=None, seed=0)
-    store = FeatureCache(cache_folder(cache), cache.max_gb * 1e9)
-    entry = store.open(key, layout)
+    """Pooled features, from the feature cache where they are there, and put there where all images can be read."""
+    kept = KeptFeatures(network, images, cache)
+    entry = kept.open()
     if entry is not None:
         with contextlib.closing(entry):
             (values,) = entry.take(np.arange(len(images)))
         return _FeaturesOf(images, values, cached=True)
-    made = _computed(network, tensor, images, on_batch)
+    made = _computed(network, kept.tensor, images, on_batch)
     if not made.unreadable:
-        about = f"{network.backbone.spec.name} {network.backbone.image_size} px, {images.split}: pooled"
-        with contextlib.suppress(OSError), store.writing(key, layout, about) as writer:  # no room: none are kept
-            if writer is not None:
-                writer.append([made.values])
+        kept.write(made.values)
     return made
 
 
@@ -240,7 +217,3 @@ def _computed(network: Network, tensor: Any, images: Labelled, on_batch: Callabl
     if not len(readable):
         raise DataError(Problem("images", f"not one of the {images.split} images could be read"))
     return _FeaturesOf(readable, np.concatenate(values), tuple(unreadable))
-
-
-def _as_config(reading: Reading) -> DataConfig:
-    return DataConfig(resize=reading.resize, crop_fraction=reading.crop_fraction, interpolation=reading.interpolation)
