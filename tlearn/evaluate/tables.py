@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
@@ -54,7 +55,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     """Everything but the pictures."""
     images = evaluation.outputs.images
     several = evaluation.outputs.several
-    head = f"{evaluation.outputs.network} on {len(images):,} images ({images.split}) of {images.source.where}"
+    head = f"{evaluation.outputs.network} on {len(images):,} images ({images.split}) of {_near(images.source.where)}"
     parts: list[RenderableType] = [Text(printable(head), style="bold"), ""]
     parts += [_scores(evaluation), "", _classes(evaluation.classes, several)]
     if evaluation.matrix is not None and len(evaluation.outputs.classes) <= _MATRIX:
@@ -69,6 +70,12 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
         parts += ["", _comparison(evaluation.comparison)]
     parts += [Text(printable(f"note: {notice}")) for notice in evaluation.notices]
     return Group(*parts)
+
+
+def _near(path: str) -> str:
+    """A path as one would type it here."""
+    here = f"{os.getcwd()}{os.sep}"
+    return path.removeprefix(here) or path
 
 
 def _table(*columns: str, left: Iterable[int] = (0,)) -> Table:
@@ -135,7 +142,7 @@ def _mistakes(evaluation: Evaluation) -> RenderableType:
     for column, width in zip(table.columns, (16, 16, 11, 30), strict=True):
         column.max_width = width
     for mistake in evaluation.mistakes[:5]:
-        path = printable(mistake.path)
+        path = printable(_near(mistake.path))
         short = path if len(path) <= 30 else f"…{path[-29:]}"  # the end of a path tells more than its beginning
         table.add_row(printable(mistake.truth), printable(mistake.predicted), number(mistake.probability), short)
     what = "decisions" if evaluation.outputs.several else "images"
