@@ -50,9 +50,7 @@ def test_a_run_scores_as_it_did_when_it_ended(network: tlearn.Network, digits_ru
     assert found["loss"] == pytest.approx(summary["val_loss"], abs=1e-4)
     assert found.matrix is not None
     assert found.matrix.sum() == len(found.outputs.images)
-    assert found.notices == (
-        "the temperature was fitted to the images that it is judged by: after is a little too good",
-    )
+    assert any("the temperature was fitted to the images" in notice for notice in found.notices)
     assert found.temperature is not None
     assert found.temperature.after.loss <= found.calibration.loss
     assert found.scores["accuracy"].low < found["accuracy"] < found.scores["accuracy"].high  # type: ignore[operator]
@@ -160,6 +158,7 @@ def test_many_classes_still_fit_a_terminal() -> None:
     assert len(lines) < 60
     assert "smallest F1 of 150 classes" in capture.get()
     assert max(map(len, lines)) <= 80
+    assert re.search(r"a rather.*….*, number \d+ ", capture.get()), "names that differ in their end look the same"
     assert draw_confusions(found)
     assert draw_reliability(found)
 

@@ -31,7 +31,7 @@ NEIGHBOURS = 20
 _TEMPERATURE = 0.07
 _PENALTIES = 10.0 ** np.arange(-4, 5)  # C, the inverse of the penalty, for features of unit variance
 _HELD_OUT = 0.2
-_AT_ONCE = 1024  # images compared with all training images at a time
+_AT_ONCE = 20_000_000  # similarities held at a time
 _LEAST = 1e-12  # probability of a class that no neighbour votes for
 
 
@@ -123,11 +123,14 @@ def nearest_neighbours(
     """
     known, asked = _unit(known), _unit(asked)
     shares = np.empty((len(asked), classes))
-    for start in range(0, len(asked), _AT_ONCE):
-        similarity = asked[start : start + _AT_ONCE] @ known.T
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    at_once = max(1, _AT_ONCE // len(known))
+    for start in range(0, len(asked), at_once):
+        similarity = asked[start : start + at_once] @ known.T
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         near = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
-        votes = np.exp((near - near[:, :1]) / _TEMPERATURE)  # relative to the nearest: nothing overflows
+        votes = np.exp(
+            (near - near.max(axis=1, keepdims=True)) / _TEMPERATURE
+        )  # relative to the nearest: nothing overflows
         cell = np.arange(len(near))[:, None] * classes + labels[nearest]
         shares[start : start + len(near)] = np.bincount(
             cell.ravel(), weights=votes.ravel(), minlength=len(near) * classes

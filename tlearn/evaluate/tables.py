@@ -78,6 +78,13 @@ def _near(path: str) -> str:
     return path.removeprefix(here) or path
 
 
+def _short(name: str, width: int = _NAME) -> str:
+    """A name in so many characters: its beginning and its end, since long names often differ in the end alone."""
+    shown = printable(name)
+    half = width // 2
+    return shown if len(shown) <= width else f"{shown[: width - half - 1]}…{shown[-half:]}"
+
+
 def _table(*columns: str, left: Iterable[int] = (0,)) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
@@ -106,7 +113,7 @@ def _classes(classes: tuple[ClassScores, ...], several: bool) -> RenderableType:
     for each in shown:
         values = (number(each.precision), number(each.recall.value), number(each.f1))
         precision = [number(each.average_precision)] if several else []
-        table.add_row(printable(each.name), *values, str(each.support), str(each.predicted), *precision)
+        table.add_row(_short(each.name), *values, str(each.support), str(each.predicted), *precision)
     return Group(table, Text(rest, style="dim")) if rest else table
 
 
@@ -117,14 +124,14 @@ def _matrix(evaluation: Evaluation) -> Table:
     table = _table("true class", *(str(index + 1) for index in range(len(names))))
     for index, (name, row) in enumerate(zip(names, evaluation.matrix, strict=True)):
         counts = [str(count) if count else "." for count in row]
-        table.add_row(f"{index + 1} {printable(name)}", *counts)
+        table.add_row(f"{index + 1} {_short(name, _NAME - 3)}", *counts)
     return table
 
 
 def _confusions(evaluation: Evaluation) -> Table:
     table = _table("true class", "taken for", "images", left=(0, 1))
     for truth, predicted, count in evaluation.confusions:
-        table.add_row(printable(truth), printable(predicted), str(count))
+        table.add_row(_short(truth), _short(predicted), str(count))
     return table
 
 
@@ -143,8 +150,8 @@ def _mistakes(evaluation: Evaluation) -> RenderableType:
         column.max_width = width
     for mistake in evaluation.mistakes[:5]:
         path = printable(_near(mistake.path))
-        short = path if len(path) <= 30 else f"…{path[-29:]}"  # the end of a path tells more than its beginning
-        table.add_row(printable(mistake.truth), printable(mistake.predicted), number(mistake.probability), short)
+        end = path if len(path) <= 30 else f"…{path[-29:]}"  # the end of a path tells more than its beginning
+        table.add_row(_short(mistake.truth, 16), _short(mistake.predicted, 16), number(mistake.probability), end)
     what = "decisions" if evaluation.outputs.several else "images"
     return Group(Text(f"most confident of {evaluation.wrong:,} wrong {what}"), table)
 
