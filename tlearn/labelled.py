@@ -95,14 +95,14 @@ def run_split(run: Run, split: str, image_size: int, max_pixels: int) -> Labelle
 
 def run_data(run: Run, image_size: int, max_pixels: int) -> tuple[Data, tuple[str, ...]]:
     """The data that a run was trained on, divided as it was then, and what has changed about it since."""
-    config = replace(run.config.data, max_pixels=max_pixels)
+    config, manifest = replace(run.config.data, max_pixels=max_pixels), run.manifest
     try:
         data = index_data(config, image_size=image_size, seed=run.config.seed)
-        data = leave_out(data, config, {path for path, _ in run.manifest["left_out"]})
+        data = leave_out(data, config, {path for path, _ in manifest.get("left_out", ())})
     except DataError as error:
         problems = [Problem(f"data of {run.path.name}", each.what) for each in error.problems]
         raise DataError([*problems, Problem("--data", "names other images to evaluate on")]) from None
-    if data.table.manifest_hash() == run.manifest["hash"]:
+    if data.table.manifest_hash() == manifest.get("hash"):
         return data, ()
     changed = "the data has changed since the run was trained: it may be divided differently now"
     return data, (changed,)

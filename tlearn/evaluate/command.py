@@ -23,8 +23,8 @@ from tlearn.errors import Problem, UserError
 from tlearn.train.command import OK
 
 if TYPE_CHECKING:
-    from tlearn.evaluate.api import OnBatch, Settings
-    from tlearn.evaluate.evaluation import Evaluation
+    from tlearn.evaluate.api import Settings
+    from tlearn.evaluate.evaluation import Evaluation, OnBatch
     from tlearn.network import Network
     from tlearn.train.console import Terminal
 

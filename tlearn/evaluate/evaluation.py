@@ -28,6 +28,9 @@ from tlearn.labelled import Labelled, truth_for
 if TYPE_CHECKING:
     from tlearn.network import Network
 
+OnBatch = Callable[[str, int, int, int], None]
+"""Called with what is read, how many images of it are done, how many there are, and how many were unreadable."""
+
 _SHOWN = 20
 
 
@@ -78,7 +81,7 @@ def outputs_of(
     images: Labelled,
     *,
     batch_size: int = 32,
-    on_batch: Callable[[int, int], None] = lambda stop, unreadable: None,
+    on_batch: OnBatch = lambda what, stop, images, unreadable: None,
 ) -> Outputs:
     """Run a network over labelled images whose classes it knows.
 
@@ -86,7 +89,7 @@ def outputs_of(
         network: with a classifier.
         images: see ``tlearn.labelled``.
         batch_size: images per step.
-        on_batch: called with how many images are done, and how many of them could not be read.
+        on_batch: see ``OnBatch``.
 
     Raises:
         UserError: the network has no classifier, or its scores are no finite numbers.
@@ -99,7 +102,7 @@ def outputs_of(
         rows.append(batch.rows)
         logits.append(scores)
         unreadable += batch.unreadable
-        on_batch(batch.stop, len(unreadable))
+        on_batch(f"{name_of(network)}: {images.split}", batch.stop, len(images), len(unreadable))
     readable = images.only(np.concatenate(rows))
     if not len(readable):
         problems = [Problem(path, reason) for path, reason in unreadable[:_SHOWN]]

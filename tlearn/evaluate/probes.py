@@ -9,7 +9,6 @@ section 3.4; Caron et al. 2021, arXiv 2104.14294, use it with k = 20). Linear pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from tlearn.config import CacheConfig
 from tlearn.errors import DataError, Problem, UserError
-from tlearn.evaluate.evaluation import Outputs, name_of
+from tlearn.evaluate.evaluation import OnBatch, Outputs, name_of
 from tlearn.kept_features import KeptFeatures
 from tlearn.labelled import Labelled
 
@@ -60,7 +59,7 @@ def probe(
     method: str,
     neighbours: int = NEIGHBOURS,
     cache: CacheConfig | None = None,
-    on_batch: Callable[[int, int], None] = lambda stop, unreadable: None,
+    on_batch: OnBatch = lambda what, stop, images, unreadable: None,
 ) -> Probe:
     """Fit a probe to the features of training images and apply it to others of the same source.
 
@@ -70,7 +69,7 @@ def probe(
         method: ``knn`` or ``linear``.
         neighbours: k of ``knn``.
         cache: where features are kept between calls; None: nowhere.
-        on_batch: called with how many images are done, and how many of them could not be read.
+        on_batch: see ``OnBatch``.
 
     Raises:
         UserError: images with several labels each.
@@ -191,9 +190,7 @@ class _FeaturesOf:
     cached: bool = False
 
 
-def _features(
-    network: Network, images: Labelled, cache: CacheConfig | None, on_batch: Callable[[int, int], None]
-) -> _FeaturesOf:
+def _features(network: Network, images: Labelled, cache: CacheConfig | None, on_batch: OnBatch) -> _FeaturesOf:
     """Pooled features, from the feature cache where they are there, and put there where all images can be read."""
     kept = KeptFeatures(network, images, cache)
     entry = kept.open()
@@ -207,7 +204,7 @@ def _features(
     return made
 
 
-def _computed(network: Network, tensor: Any, images: Labelled, on_batch: Callable[[int, int], None]) -> _FeaturesOf:
+def _computed(network: Network, tensor: Any, images: Labelled, on_batch: OnBatch) -> _FeaturesOf:
     rows: list[NDArray[np.int64]] = []
     values: list[NDArray[np.float32]] = []
     unreadable: list[tuple[str, str]] = []
@@ -215,7 +212,7 @@ def _computed(network: Network, tensor: Any, images: Labelled, on_batch: Callabl
         rows.append(batch.rows)
         values.append(features)
         unreadable += batch.unreadable
-        on_batch(batch.stop, len(unreadable))
+        on_batch(f"features: {images.split}", batch.stop, len(images), len(unreadable))
     readable = images.only(np.concatenate(rows)) if rows else images
     if not len(readable):
         raise DataError(Problem("images", f"not one of the {images.split} images could be read"))
