@@ -31,6 +31,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("TLEARN_ASSETS") or ROOT.parent / "shared" / "assets").resolve()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features are kept in the user's cache folder: a private one, here and in subprocesses."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
 # --- real weights and photographs ------------------------------------------------------------------------------------
 
 

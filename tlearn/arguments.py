@@ -18,6 +18,7 @@ from tlearn.errors import ConfigError, Problem, UserError, visible
 from tlearn.train.command import OK, STOPPED, USER_ERROR, print_problems
 
 if TYPE_CHECKING:
+    from tlearn.images import Columns
     from tlearn.network import Network
 
 _SHOWN = 20  # unreadable images listed on the terminal
@@ -57,6 +58,32 @@ def network_parser(verb: str, description: str, what: str = "") -> argparse.Argu
     )
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images; default: 100,000,000")
     return parser
+
+
+def add_columns(parser: argparse.ArgumentParser, *, labels: bool, splits: bool = False) -> None:
+    """Add the arguments that say where a table of images has what."""
+    table = parser.add_argument_group("a table of images (.csv, .tsv, .parquet) instead of folders")
+    table.add_argument("--root", metavar="FOLDER", help="that its paths start from; default: the table's own")
+    table.add_argument("--image-column", metavar="COLUMN", help="default: path")
+    if labels:
+        table.add_argument("--label-column", metavar="COLUMN", help="default: label")
+        table.add_argument("--label-separator", metavar="TEXT", help="between several labels of an image")
+    if splits:
+        table.add_argument("--split-column", metavar="COLUMN", help="default: none")
+
+
+def columns_of(arguments: argparse.Namespace) -> Columns:
+    """What was given of ``add_columns``."""
+    from tlearn.images import Columns
+
+    given = vars(arguments)
+    return Columns(
+        root=given["root"],
+        image=given["image_column"],
+        label=given.get("label_column"),
+        split=given.get("split_column"),
+        separator=given.get("label_separator"),
+    )
 
 
 _BARE = (

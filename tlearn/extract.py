@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shutil
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlearn.arguments import (
+    add_columns,
     check_writable,
+    columns_of,
     list_unreadable,
     network_and_paths,
     network_parser,
@@ -25,6 +28,7 @@ from tlearn.train.command import OK
 
 if TYPE_CHECKING:
     from tlearn.images import FileImages
+    from tlearn.labelled import Labelled
     from tlearn.layers import Layer
     from tlearn.network import Network
 
@@ -33,6 +37,7 @@ Write what a layer makes of images to a file, with their paths and labels.
 
     python -m tlearn.extract runs/flowers photos/ -o features.npz
     python -m tlearn.extract --backbone vgg19 photos/ --layer block4_pool --layer block5_pool -o features.h5
+    python -m tlearn.extract runs/flowers --split val -o val.npz                    images it was trained on
     python -m tlearn.extract --backbone mobilenet_v2 photos.csv --label-column kind -o features.parquet
 
 Without --layer: the last feature map, averaged over positions. A layer is named as python -m tlearn.backbones NAME
@@ -42,11 +47,16 @@ a .paths.csv beside it), .parquet or .h5. Stopped or killed, the same command go
 be read are left out and listed. Exit status: 0; 2 when no image could be read, or for a mistake in the arguments.
 """
 
+_AT_ONCE = 1024  # images whose features are copied from the cache at a time
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = network_parser("extract", _HELP, "IMAGE_OR_FOLDER_OR_TABLE ...")
     parser.add_argument("--output", "-o", required=True, metavar="FILE", help=".npz, .npy, .parquet or .h5")
+    parser.add_argument(
+        "--split", choices=["train", "val", "test"], help="of the images the run was trained on, instead of others"
+    )
     parser.add_argument("--layer", action="append", default=[], metavar="L", help="name, block or index; repeatable")
     parser.add_argument("--pooling", choices=["none", "avg", "max"], help="of the layers named; default: none")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="default: float32")
@@ -57,25 +67,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the output, and what was gathered for another"
     )
-    table = parser.add_argument_group("a table of images (.csv, .tsv, .parquet) instead of folders")
-    table.add_argument("--root", metavar="FOLDER", help="that its paths start from; default: the table's own")
-    table.add_argument("--image-column", default="path", metavar="COLUMN", help="default: path")
-    table.add_argument("--label-column", default="label", metavar="COLUMN", help="default: label")
-    table.add_argument("--label-separator", metavar="TEXT", help="between several labels of an image")
+    add_columns(parser, labels=True)
     return run_command(_command, parser, argv, stopped="stopped; the same command goes on from here")
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    from tlearn.images import images_of
+
     check_writable(arguments.output)
-    open_network, paths = network_and_paths(arguments, include_top=arguments.include_top)
+    open_network, paths = network_and_paths(
+        arguments, include_top=arguments.include_top, needs_images=arguments.split is None
+    )
     if arguments.include_top and arguments.backbone is None:
         raise UserError(
             Problem("--include-top", "without --backbone", "the layers of a run's head can be named as they are")
         )
-    images = _images(paths, arguments)
+    network: Network | Callable[[], Network] = open_network
+    if arguments.split is None:
+        images: FileImages | Labelled = images_of(paths, columns_of(arguments), labels=True)
+    else:
+        network = open_network()
+        images = _split_of(network, arguments.split, paths)
     started = time.monotonic()
     extracted = extract_features(
-        open_network,
+        network,
         images,
         arguments.output,
         layers=arguments.layer,
@@ -91,25 +106,20 @@ def _command(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _images(paths: Sequence[str], arguments: argparse.Namespace) -> FileImages:
-    from tlearn.images import find_images, is_table, read_table
+def _split_of(network: Network, split: str, paths: Sequence[str]) -> Labelled:
+    """Images of a run's own data."""
+    from tlearn.labelled import run_split
 
-    if not any(is_table(path) for path in paths):
-        return find_images(paths)
-    if len(paths) > 1:
-        raise UserError(Problem("arguments", "a table is given with other paths", "give the table alone"))
-    return read_table(
-        paths[0],
-        root=arguments.root,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        label_separator=arguments.label_separator,
-    )
+    if network.run is None:
+        raise UserError(Problem("--split", "a backbone has no images of its own", "name files or folders"))
+    if paths:
+        raise UserError(Problem("--split", f"is for the run's own images, and {paths[0]} is given", "drop one of them"))
+    return run_split(network.run, split, network.reading.image_size, network.reading.max_pixels)
 
 
 def extract_features(
     open_network: Callable[[], Network] | Network,
-    images: FileImages,
+    images: FileImages | Labelled,
     output: str | Path,
     *,
     layers: Sequence[Layer] = (),
@@ -125,7 +135,8 @@ def extract_features(
 
     Args:
         open_network: the network, or what gives it.
-        images: from ``tlearn.images.find_images`` or ``read_table``.
+        images: from ``tlearn.images.images_of``, or ``tlearn.labelled.run_split``: their pooled features are taken
+            from the cache where training, or an evaluation, has kept them.
         output: ``.npz``, ``.npy``, ``.parquet`` or ``.h5``.
         layers: names, blocks or indices; none: the last feature map, averaged over positions.
         pooling: of feature maps of the layers named: ``none``, ``avg`` or ``max``.
@@ -136,13 +147,14 @@ def extract_features(
 
     Returns:
         ``images`` (how many), ``layers`` (shape of each for one image), ``unreadable``: (path, reason) of those left
-        out, ``resumed``: how many images were there already.
+        out, ``resumed``: how many images were there already, ``cached``: whether they came from the feature cache.
 
     Raises:
         UserError: the output exists, its name says no format, it cannot be written, there is no such layer, another
             extraction was begun for this output, or not one image could be read.
     """
     from tlearn.feature_file import Partial, Result, beside, check_format, write_features
+    from tlearn.layers import POOLED
     from tlearn.network import Network
     from tlearn.train.console import Terminal
 
@@ -169,7 +181,9 @@ def extract_features(
         with Partial(path, shapes, dtype, signature).opened(discard=overwrite) as partial:
             if partial.kept:
                 terminal.print(f"going on after {partial.kept:,} of {len(images):,} images")
-            _gather(network, images, tensors, partial, batch_size, terminal)
+            cached = _gather_kept(network, images, partial) if tuple(tensors) == (POOLED,) else False
+            if not cached:
+                _gather(network, images, tensors, partial, batch_size, terminal)
             if not partial.count:
                 partial.remove()
                 problems = [Problem(visible(name), reason) for name, reason in partial.unreadable[:20]]
@@ -184,11 +198,39 @@ def extract_features(
         "layers": {name: list(shape) for name, shape in shapes.items()},
         "unreadable": partial.unreadable,
         "resumed": partial.kept,
+        "cached": cached,
     }
 
 
+def _gather_kept(network: Network, images: FileImages | Labelled, partial: Any) -> bool:
+    """Take pooled features from the cache of a run, where they are there in full precision."""
+    import numpy as np
+
+    from tlearn.config import FeatureType
+    from tlearn.kept_features import KeptFeatures
+    from tlearn.labelled import Labelled
+    from tlearn.layers import POOLED
+
+    cache = network.run.config.cache if network.run else None
+    if not isinstance(images, Labelled) or cache is None or cache.dtype is not FeatureType.float32:
+        return False
+    entry = KeptFeatures(network, images, cache).open()
+    if entry is None:
+        return False
+    with contextlib.closing(entry):
+        for start in range(partial.stop, len(images), _AT_ONCE):
+            rows = np.arange(start, min(start + _AT_ONCE, len(images)))
+            partial.append(int(rows[-1]) + 1, rows, {POOLED: entry.take(rows)[0]}, ())
+    return True
+
+
 def _gather(
-    network: Network, images: FileImages, tensors: dict[str, Any], partial: Any, batch_size: int, terminal: Any
+    network: Network,
+    images: FileImages | Labelled,
+    tensors: dict[str, Any],
+    partial: Any,
+    batch_size: int,
+    terminal: Any,
 ) -> None:
     terminal.start_epoch("images", len(images), partial.stop)
     try:
@@ -209,7 +251,7 @@ def _weights_hash(network: Network) -> str:
     return digest.hexdigest()
 
 
-def _images_hash(images: FileImages) -> str:
+def _images_hash(images: FileImages | Labelled) -> str:
     """SHA-256 over names, sizes and times of the files, and their labels."""
     digest = hashlib.sha256(repr(images.classes).encode("utf-8", "surrogateescape"))
     for row, stamp in enumerate(images.stamps()):

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from tlearn.errors import Problem, UserError, did_you_mean
 from tlearn.images import FileImages
+from tlearn.labelled import Labelled
 
 _CHUNK_BYTES = 16_000_000  # of features held at once while the output is written
 
@@ -222,7 +223,7 @@ class Result:
     """Features with what they are of: what every format writes."""
 
     partial: Partial
-    images: FileImages
+    images: FileImages | Labelled
     facts: Mapping[str, Any]
 
     def paths(self) -> Iterator[list[str]]:

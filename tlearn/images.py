@@ -25,8 +25,8 @@ from tlearn.data.folder import class_folders, walk
 from tlearn.data.source import stamp_of
 from tlearn.data.table import key_array
 from tlearn.data.tabular import EXTENSIONS as TABLES
-from tlearn.data.tabular import index_table
-from tlearn.errors import DataError, Problem
+from tlearn.data.tabular import index_table, read_paths, table_header
+from tlearn.errors import DataError, Problem, UserError
 
 ImageInput = Any
 """Paths of images or folders, one or several; or arrays: one image (h, w, 3), many (n, h, w, 3), or a list of them."""
@@ -179,20 +179,86 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> FileImages:
     return FileImages(every, np.array([number.get(name, -1) for name in names], np.int32), classes)
 
 
-def read_table(
-    path: str | os.PathLike[str], *, root: str | None, image_column: str, label_column: str, label_separator: str | None
-) -> FileImages:
-    """Images and labels of a CSV, TSV or Parquet file, see ``tlearn.data.tabular``. Raises DataError."""
-    source = index_table(
-        path,
-        root=root,
-        image_column=image_column,
-        label_column=label_column,
-        label_separator=label_separator,
-        max_pixels=DataConfig().max_pixels,
-    )
-    keys = key_array(os.path.join(source.root, source.table.key(row)) for row in range(len(source.table)))
-    return FileImages(keys, source.table.labels, source.table.classes)
+@dataclass(frozen=True)
+class Columns:
+    """Where a table of images has what; None: under its usual name, where it is there.
+
+    Attributes:
+        root: folder that its paths start from; None: the table's own.
+        image, label: names of its columns; None: ``path`` and ``label``.
+        split: of its column of splits; None: it has none.
+        separator: between several labels of an image; None: each has one.
+    """
+
+    root: str | None = None
+    image: str | None = None
+    label: str | None = None
+    split: str | None = None
+    separator: str | None = None
+
+
+def images_of(paths: Sequence[str], columns: Columns, *, labels: bool) -> FileImages:
+    """Images of files and folders, see ``find_images``, or of one table, see ``read_table``. Raises UserError."""
+    if not any(is_table(path) for path in paths):
+        return find_images(paths)
+    if len(paths) > 1:
+        raise UserError(Problem("arguments", "a table is given with other paths", "give the table alone"))
+    return read_table(paths[0], columns, labels=labels)
+
+
+def read_table(path: str | os.PathLike[str], columns: Columns, *, labels: bool) -> FileImages:
+    """Images of a CSV, TSV or Parquet file, see ``tlearn.data.tabular``.
+
+    Args:
+        path: of the table.
+        columns: where it has what.
+        labels: whether labels are wanted, where the table has a column of them.
+
+    Raises:
+        DataError: as ``index_table`` does; or a column that was named is not there.
+    """
+    image = columns.image or "path"
+    try:
+        if not labels or (columns.label is None and "label" not in table_header(Path(path).expanduser())):
+            root, relative = read_paths(path, root=columns.root, image_column=image)
+            return FileImages(_joined(root, relative))
+        source = index_table(
+            path,
+            root=columns.root,
+            image_column=image,
+            label_column=columns.label or "label",
+            label_separator=columns.separator,
+            max_pixels=DataConfig().max_pixels,
+        )
+    except DataError as error:
+        raise in_options(error) from None
+    return FileImages(_joined(source.root, source.table.keys), source.table.labels, source.table.classes)
+
+
+def _joined(root: Path, keys: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    top = os.fsencode(root)
+    return key_array(os.path.join(top, key.as_py()) for key in keys)
+
+
+_OPTIONS = {
+    "data.root": "--root",
+    "data.image_column": "--image-column",
+    "data.label_column": "--label-column",
+    "data.split_column": "--split-column",
+}
+
+
+def in_options(error: DataError) -> DataError:
+    """An error about data in the words of the command line, not of a run's config."""
+
+    def renamed(text: str) -> str:
+        for key, option in _OPTIONS.items():
+            text = text.replace(key, option)
+        text = text.replace(", or allow it: data.allow_outside_root=true", "")
+        text = text.replace("for a CSV or Parquet file use data=table", "a table ends in .csv, .tsv or .parquet")
+        return text.replace("data.path", "images")
+
+    return DataError([Problem(renamed(each.where), each.what, renamed(each.fix)) for each in error.problems])
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.backbones import Backbone
-from tlearn.config import OnError, Pooling
+from tlearn.config import OnError, Pooling, PrefixEngine
 from tlearn.data import Reading
 from tlearn.errors import DataError, Problem, UserError
 from tlearn.gradcam import SIDE, Explanation, class_support
@@ -67,7 +67,7 @@ class Network:
         self.run = run
         self.layers = Layers(backbone, head_layers)
         self._scores = scores
-        self._functions: dict[tuple[int, ...], Any] = {}
+        self._functions: dict[tuple[Any, ...], Any] = {}
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -240,7 +240,12 @@ class Network:
     # --- computing ---------------------------------------------------------------------------------------------------
 
     def compute(
-        self, images: Images, outputs: list[Any], batch_size: int = 32, start: int = 0
+        self,
+        images: Images,
+        outputs: list[Any],
+        batch_size: int = 32,
+        start: int = 0,
+        engine: PrefixEngine = PrefixEngine.graph,
     ) -> Iterator[tuple[Batch, list[NDArray[np.float32]]]]:
         """Tensors of the network for images, batch by batch.
 
@@ -249,36 +254,36 @@ class Network:
             outputs: ``KerasTensor`` of the network's graph.
             batch_size: images per step.
             start: number of the first image.
+            engine: ``folded`` for the numbers that training keeps; else the layers as they are.
 
         Yields:
             The batch and a float32 array (b, ...) for each output, where b images of it could be read.
         """
-        function = self._function(outputs)
+        function = self._function(outputs, engine)
         for batch in batches(images, self.reading, batch_size=batch_size, start=start):
             if len(batch.rows):
                 yield batch, [value.numpy() for value in function(batch.pixels.astype(np.float32))]
             else:  # some operations cannot take an empty batch
                 yield batch, [np.empty((0, *output.shape[1:]), np.float32) for output in outputs]
 
-    def _function(self, outputs: list[Any]) -> Any:
+    def _function(self, outputs: list[Any], engine: PrefixEngine) -> Any:
         """Pixels to the outputs, compiled once."""
-        key = tuple(id(output) for output in outputs)
+        key = (engine, *(id(output) for output in outputs))
         if key not in self._functions:
-            import keras
             import tensorflow as tf
+
+            from tlearn.train.engine import prefix_function
 
             image = self.model.inputs[0]
             if len(self.model.inputs) != 1 or tuple(image.shape[1:]) != (self.reading.image_size,) * 2 + (3,):
                 what = f"the network takes {[tuple(tensor.shape) for tensor in self.model.inputs]}, not one image"
                 raise UserError(Problem("input_tensor", what, "call its .model with what it takes"))
-            model = keras.Model(image, outputs)
-
+            compute = prefix_function(engine, self.model, outputs)
             pixels_of = tf.TensorSpec((None, *image.shape[1:]), tf.float32)
 
             @tf.function(input_signature=[pixels_of], autograph=False)  # type: ignore[untyped-decorator, unused-ignore]
             def function(pixels: Any) -> list[Any]:
-                values = model(tf.cast(pixels, image.dtype), training=False)
-                return [tf.cast(value, tf.float32) for value in tf.nest.flatten(values)]
+                return [tf.cast(value, tf.float32) for value in compute(tf.cast(pixels, image.dtype))]
 
             self._functions[key] = function
         return self._functions[key]

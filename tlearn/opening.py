@@ -147,6 +147,11 @@ def load(run: str | os.PathLike[str] | Run) -> Network:
     )
 
 
+def check_run(run: str | os.PathLike[str]) -> None:
+    """Raise UserError now for what ``load`` would raise before it builds anything."""
+    _facts(Run.open(os.fspath(run)))
+
+
 def _facts(run: Run) -> tuple[Config, tuple[str, ...], bool]:
     """Config, classes and kind of labels of a finished run. Raises UserError when it is not one this version knows."""
     if not run.summary_file.is_file():

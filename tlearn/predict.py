@@ -13,7 +13,9 @@ from typing import IO, TYPE_CHECKING
 from rich.cells import cell_len
 
 from tlearn.arguments import (
+    add_columns,
     check_writable,
+    columns_of,
     list_unreadable,
     network_and_paths,
     network_parser,
@@ -24,6 +26,7 @@ from tlearn.errors import DataError, Problem, UserError, visible
 from tlearn.train.command import OK
 
 if TYPE_CHECKING:
+    from tlearn.images import Columns
     from tlearn.network import Network
     from tlearn.prediction import Prediction
 
@@ -34,20 +37,22 @@ Print the likeliest classes of images and their probabilities.
     python -m tlearn.predict --backbone mobilenet --alpha 0.25 photo.jpg       ImageNet's own 1000 classes
 
 A run reads images as it did in training. A bare backbone takes the centre square of 0.875 of the shorter side,
-bilinear. Folders are searched at any depth. Images that cannot be read are left out and listed at the end. Where an
-image may have several labels, probabilities are of each label by itself: --threshold 0.5 --top 1000 gives all labels
-that hold. Exit status: 0; 2 when no image could be read, or for a mistake in the arguments.
+bilinear. Folders are searched at any depth; a table (.csv, .tsv, .parquet) names images in its column "path". Images
+that cannot be read are left out and listed at the end. Where an image may have several labels, probabilities are of
+each label by itself: --threshold 0.5 --top 1000 gives all labels that hold. Exit status: 0; 2 when no image could be
+read, or for a mistake in the arguments.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = network_parser("predict", _HELP, "IMAGE_OR_FOLDER ...")
+    parser = network_parser("predict", _HELP, "IMAGE_OR_FOLDER_OR_TABLE ...")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image; default: 5")
     parser.add_argument("--threshold", type=float, default=0.0, metavar="P", help="leave out classes below")
     parser.add_argument("--format", choices=list(WRITERS), default="table", help="default: table")
     parser.add_argument("--output", "-o", metavar="FILE", help="write here instead of standard output")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per step; default: 32")
+    add_columns(parser, labels=False)
     return run_command(_command, parser, argv)
 
 
@@ -60,6 +65,7 @@ def _command(arguments: argparse.Namespace) -> int:
     unreadable = predict_files(
         open_network,
         paths,
+        columns=columns_of(arguments),
         top=arguments.top,
         threshold=arguments.threshold,
         format=arguments.format,
@@ -78,6 +84,7 @@ def predict_files(
     open_network: Callable[[], Network],
     paths: Sequence[str],
     *,
+    columns: Columns | None = None,
     top: int = 5,
     threshold: float = 0.0,
     format: str = "table",
@@ -89,7 +96,8 @@ def predict_files(
 
     Args:
         open_network: gives the network; called when there are images.
-        paths: images and folders.
+        paths: images and folders, or one table of images.
+        columns: of the table.
         top: classes per image.
         threshold: leave out classes with a smaller probability, 0..1.
         format: ``table``, ``json`` or ``csv``.
@@ -104,10 +112,10 @@ def predict_files(
         UserError: not one could be read, or an argument makes no sense.
     """
     _check(top, threshold, batch_size)
-    from tlearn.images import find_images
+    from tlearn.images import Columns, images_of
     from tlearn.train.console import Terminal
 
-    images = find_images(paths)
+    images = images_of(paths, columns or Columns(), labels=False)
     network = open_network()
     terminal = Terminal(progress and (output is not None or not sys.stdout.isatty()))
     unreadable: list[tuple[str, str]] = []

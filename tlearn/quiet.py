@@ -16,7 +16,7 @@ from tlearn.errors import UserError
 def import_tensorflow() -> None:
     """Import TensorFlow and Keras and look for devices, which is when the writing happens. Takes some seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with native_output_hidden():
+    with hidden_output(2, python=False):
         import keras  # noqa: F401
         import tensorflow as tf
 
@@ -24,49 +24,23 @@ def import_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def native_output_hidden() -> Iterator[None]:
-    """What C++ code writes to standard error is hidden; what Python writes there is shown.
-
-    When an exception leaves the block, what was hidden is shown after all.
-    """
-    sys.stderr.flush()
-    python, kept = sys.stderr, os.dup(2)
-    with tempfile.TemporaryFile() as sink, os.fdopen(os.dup(2), "w", buffering=1) as visible:
-        os.dup2(sink.fileno(), 2)
-        if _is_descriptor_2(python):
-            sys.stderr = visible
-        try:
-            yield
-        except BaseException:
-            sink.seek(0)
-            os.write(kept, sink.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            sys.stderr = python
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _is_descriptor_2(stream: object) -> bool:
-    """A notebook, or a test, may have put another stream in the place of standard error."""
-    try:
-        return stream.fileno() == 2  # type: ignore[attr-defined, no-any-return]
-    except (AttributeError, OSError):
-        return False
-
-
-@contextlib.contextmanager
-def hidden_output(*descriptors: int) -> Iterator[None]:
+def hidden_output(*descriptors: int, python: bool = True) -> Iterator[None]:
     """Nothing is written to these file descriptors, 1 or 2; a fault that leaves the block shows it after all.
 
     A ``UserError`` does not: it says all that a user needs.
+
+    Args:
+        descriptors: what to hide.
+        python: hide what Python writes as well, and not only what C++ code does.
     """
     _flush()
     kept = {number: os.dup(number) for number in descriptors}
-    with tempfile.TemporaryFile() as sink:
+    stderr = sys.stderr
+    with tempfile.TemporaryFile() as sink, os.fdopen(os.dup(2), "w", buffering=1) as visible:
         for number in descriptors:
             os.dup2(sink.fileno(), number)
+        if not python and _is_descriptor_2(stderr):
+            sys.stderr = visible
         try:
             yield
         except Exception as error:
@@ -77,9 +51,18 @@ def hidden_output(*descriptors: int) -> Iterator[None]:
             raise
         finally:
             _flush()
+            sys.stderr = stderr
             for number, original in kept.items():
                 os.dup2(original, number)
                 os.close(original)
+
+
+def _is_descriptor_2(stream: object) -> bool:
+    """A notebook, or a test, may have put another stream in the place of standard error."""
+    try:
+        return stream.fileno() == 2  # type: ignore[attr-defined, no-any-return]
+    except (AttributeError, OSError):
+        return False
 
 
 def _flush() -> None:

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from tlearn.errors import ConfigError, Problem, did_you_mean
-from tlearn.quiet import native_output_hidden
+from tlearn.quiet import hidden_output
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def load_plugins() -> None:
     loaders |= {f"TLEARN_PLUGINS: {name}": partial(importlib.import_module, name) for name in named}
     for where, load in loaders.items():
         try:
-            with native_output_hidden():  # a module that defines layers imports TensorFlow
+            with hidden_output(2, python=False):  # a module that defines layers imports TensorFlow
                 load()
         except Exception as error:
             raise ConfigError(Problem(where, f"could not be imported: {error!r}")) from error

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tlearn.config import Check, DataConfig, OnError
-from tlearn.data import ArraySource, check_images, load_data
+from tlearn.data import ArraySource, check_images, index_data, leave_out, load_data
 from tlearn.data.folder import index_folder
 from tlearn.errors import DataError
 
@@ -131,3 +131,16 @@ def test_the_real_flowers_hold_no_surprise(assets):
     report = check_images(source, np.arange(len(source.table)), mode=Check.header)
     assert report.unreadable == ()
     assert report.duplicates == ()
+
+
+def test_a_division_without_unreadable_files_can_be_had_again(folder):
+    """Those who come after a run have only the names of what it left out, and need not open every image."""
+    (folder / "a" / "broken.png").write_text("no image")
+    config = DataConfig(name="folder", path=str(folder), on_error=OnError.skip, check=Check.decode, val_fraction=0.3)
+    checked = load_data(config, image_size=32, seed=1)
+    assert len(checked.report.unreadable) == 1
+    again = leave_out(
+        index_data(config, image_size=32, seed=1), config, {entry.path for entry in checked.report.unreadable}
+    )
+    assert again.table.manifest_hash() == checked.table.manifest_hash()
+    assert index_data(config, image_size=32, seed=1).table.manifest_hash() != checked.table.manifest_hash()

@@ -16,15 +16,6 @@ from PIL import Image
 PLUGIN = Path(__file__).parent / "plugin"
 
 
-@pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Features are kept in the user's cache folder: a private one, here and in subprocesses."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def tiny_plugin() -> Iterator[None]:
     """The names of plugin/tiny_plugin.py, in this process; forgotten after the file."""

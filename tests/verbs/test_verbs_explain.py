@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 import tlearn
+from tlearn.backbones import SPECS
 from tlearn.explain import main
 from tlearn.gradcam import Explanation
 from tlearn.prediction import Guess
@@ -77,6 +79,19 @@ def test_every_kind_of_classifier(name: str, size: int) -> None:
     ((_, (scores,)),) = network.compute(tlearn.images.as_images(image), [network.logits])
     difference = np.log(network(image)[0]) - scores[0]  # a constant, if these are the scores before softmax
     assert np.ptp(difference) < 0.01 * np.ptp(scores[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SPECS))
+def test_every_backbone(name: str) -> None:
+    size = max(SPECS[name].least_size, 64)
+    network = tlearn.backbone(name, weights=None, image_size=size, include_top=True, classes=4)
+    image = np.random.default_rng(6).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    found = network.explain(image, 2)
+    assert found.map.shape == tuple(network.layers.feature_map.shape[1:3])
+    assert np.isfinite(found.map).all()
+    assert found.guess.index == 2
+    keras.backend.clear_session()
 
 
 def test_the_picture(digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

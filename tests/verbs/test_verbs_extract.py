@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,32 @@ def test_a_table_with_several_labels_in_half_precision(labels_run: Path, capsys:
         assert file["pooled"].dtype == np.float16
         assert file["classes"].tolist() == ["green", "red"]
         assert file["labels"].tolist() == [[1, 1], [1, 0], [0, 0]] * 4
+
+
+def test_a_split_of_a_run_comes_from_the_cache_of_its_training(
+    digits_run: Path, capsys: pytest.CaptureFixture[str], altered: Callable[..., Path]
+) -> None:
+    assert main([str(digits_run), "--split", "train", "-o", "out.npz"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["images"], said["cached"]) == (200, True)
+    config = (digits_run / "config.yaml").read_text(encoding="utf-8")
+    elsewhere = altered("config.yaml", re.sub("  dir: .*", "  dir: nowhere", config).encode())
+    assert main([str(elsewhere), "--split", "train", "-o", "computed.npz"]) == 0
+    assert not json.loads(capsys.readouterr().out)["cached"]
+    with np.load("out.npz") as kept, np.load("computed.npz") as computed:
+        assert kept["labels"].tolist() == computed["labels"].tolist()
+        assert kept["paths"].tolist() == computed["paths"].tolist()
+        np.testing.assert_allclose(kept["pooled"], computed["pooled"], rtol=1e-4, atol=1e-5)
+    assert main([str(digits_run), "--split", "train", "x.png", "-o", "more.npz"]) == 2
+    assert "x.png is given" in capsys.readouterr().err
+
+
+def test_a_table_without_labels(digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pictures / "table.csv").write_text("path\nant/0.png\nbee/5.png\n")
+    assert main([str(digits_run), str(pictures / "table.csv"), "-o", "out.npz"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 2
+    assert main([str(digits_run), str(pictures / "table.csv"), "-o", "more.npz", "--label-column", "kind"]) == 2
+    assert "--label-column" in capsys.readouterr().err
 
 
 def test_unreadable_images_are_left_out(digits_run: Path, unreadable: Path, capsys: pytest.CaptureFixture[str]) -> None:

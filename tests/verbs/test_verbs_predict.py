@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -92,6 +94,32 @@ def test_formats_say_the_same(digits_run: Path, pictures: Path, capsys: pytest.C
     assert lines[0].split() == ["probability", "class", "image"]
     assert lines[1].split() == [f"{float(rows[0]['probability']):.4f}", rows[0]["label"], rows[0]["path"]]
     assert lines[2].split() == [f"{float(rows[1]['probability']):.4f}", rows[1]["label"]]
+
+
+def test_a_table_names_the_images(digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any column of paths, below any root; it needs no labels."""
+    assert main([str(digits_run), str(pictures), "--format", "json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    files = [
+        f"{name}/{index}.png" for name, index in [("ant", i) for i in range(5)] + [("bee", i) for i in range(5, 10)]
+    ]
+    pq.write_table(pa.table({"file": files}), "table.parquet")
+    (pictures / "table.csv").write_text("\n".join(["path", *files]))
+    asked = ["table.parquet", "--root", str(pictures), "--image-column", "file"]
+    for arguments in (asked, [str(pictures / "table.csv")]):
+        assert main([str(digits_run), *arguments, "--format", "json"]) == 0
+        assert json.loads(capsys.readouterr().out) == expected
+
+    def refused(*arguments: str | Path, says: str) -> None:
+        assert main([str(digits_run), *map(str, arguments)]) == 2
+        assert says in capsys.readouterr().err
+
+    refused("table.parquet", says="--image-column: table.parquet has no column 'path'")
+    refused("table.parquet", pictures, says="give the table alone")
+    refused("gone.csv", says="there is no file gone.csv")
+    refused(pictures / "table.csv", "--root", "nowhere", says="--root: there is no folder nowhere")
+    (pictures / "table.csv").write_text("path\n/etc/hostname\n")
+    refused(pictures / "table.csv", says="a path outside")
 
 
 def test_unreadable_images_are_listed_and_the_others_predicted(

@@ -63,9 +63,7 @@ def index_table(
         DataError: the file or a column is missing, a cell is empty or not allowed, or the labels cannot be learned.
     """
     file = Path(path).expanduser()
-    top = Path(root).expanduser() if root is not None else file.parent
-    if not top.is_dir():
-        raise DataError(Problem("data.root", f"there is no folder {top}", "give the folder of the images"))
+    top = _root(root, file)
     columns = read_columns(file, named_columns(image_column, label_column, split_column))
     paths = _paths(columns["image_column"], top, file, allow_outside_root)
     labels, classes = read_labels(columns["label_column"], label_separator, file, label_column)
@@ -73,10 +71,31 @@ def index_table(
     if split_column is not None:
         splits = _splits(columns["split_column"], file, split_column)
     keys = paths.cast(pa.large_binary())
-    stamps = stamps_of(top, keys, allow_outside=allow_outside_root)
-    _refuse(pa.array(stamps[:, 0] == OUTSIDE), f"{file}, image paths", f"a link out of {top}", _OUTSIDE_FIX, paths)
+    stamps = _stamps(top, paths, file, allow_outside_root)
     table = ImageTable(keys, labels, splits, classes, label_separator is not None, stamps)
     return FileSource("table", os.fspath(file), top, table, max_pixels)
+
+
+def read_paths(
+    path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, image_column: str = "path"
+) -> tuple[Path, pa.LargeBinaryArray]:
+    """The images of a table that need have no labels: their root, and their paths below it.
+
+    Arguments and errors are those of ``index_table``.
+    """
+    file = Path(path).expanduser()
+    top = _root(root, file)
+    columns = read_columns(file, {"image_column": image_column})
+    paths = _paths(columns["image_column"], top, file, allow_outside=False)
+    _stamps(top, paths, file, allow_outside=False)
+    return top, paths.cast(pa.large_binary())
+
+
+def _root(root: str | os.PathLike[str] | None, file: Path) -> Path:
+    top = Path(root).expanduser() if root is not None else file.parent
+    if not top.is_dir():
+        raise DataError(Problem("data.root", f"there is no folder {top}", "give the folder of the images"))
+    return top
 
 
 def named_columns(image_column: str, label_column: str, split_column: str | None) -> dict[str, str]:
@@ -141,7 +160,7 @@ def check_columns(file: Path, columns: dict[str, str]) -> None:
         file: the table.
         columns: column names by the option of ``DataConfig`` that names them.
     """
-    present = _header(file)
+    present = table_header(file)
     twice = sorted({name for name in columns.values() if present.count(name) > 1})
     if twice:
         raise DataError(Problem("data.path", f"{file} has two columns called {', '.join(map(repr, twice))}"))
@@ -154,7 +173,8 @@ def check_columns(file: Path, columns: dict[str, str]) -> None:
         raise DataError(problems)
 
 
-def _header(file: Path) -> list[str]:
+def table_header(file: Path) -> list[str]:
+    """Names of the columns of a table. Raises DataError when it cannot be read."""
     if file.exists() and not file.is_file():  # opening a pipe would wait for ever
         raise DataError(Problem("data.path", f"{file} is not a regular file", "give a CSV or Parquet file"))
     try:
@@ -223,6 +243,13 @@ def _paths(paths: pa.LargeStringArray, root: Path, file: Path, allow_outside: bo
 
 
 _OUTSIDE_FIX = "set data.root to a folder above all images, or allow it: data.allow_outside_root=true"
+
+
+def _stamps(root: Path, paths: pa.LargeStringArray, file: Path, allow_outside: bool) -> NDArray[np.int64]:
+    """(size, modification time) of each image, int64 (n, 2); links that lead out of the root are refused."""
+    stamps = stamps_of(root, paths.cast(pa.large_binary()), allow_outside=allow_outside)
+    _refuse(pa.array(stamps[:, 0] == OUTSIDE), f"{file}, image paths", f"a link out of {root}", _OUTSIDE_FIX, paths)
+    return stamps
 
 
 def _splits(column: pa.LargeStringArray, file: Path, name: str) -> NDArray[np.int8]:

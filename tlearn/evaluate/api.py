@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tlearn.config import CacheConfig, DataConfig
+from tlearn.config import CacheConfig, CacheMode, DataConfig
 from tlearn.errors import DataError, Problem, UserError, did_you_mean
-from tlearn.evaluate.evaluation import Evaluation, Outputs, compared, name_of, outputs_of, score
+from tlearn.evaluate.evaluation import Evaluation, OnBatch, Outputs, compared, name_of, outputs_of, score
 from tlearn.evaluate.intervals import CONFIDENCE, RESAMPLES
-from tlearn.evaluate.labelled import (
+from tlearn.evaluate.probes import NEIGHBOURS, probe
+from tlearn.images import Columns, is_table
+from tlearn.labelled import (
     SPLITS,
-    Columns,
     Labelled,
     divide_other_data,
     known_only,
@@ -21,8 +21,6 @@ from tlearn.evaluate.labelled import (
     run_split,
     table_columns,
 )
-from tlearn.evaluate.probes import NEIGHBOURS, probe
-from tlearn.images import is_table
 
 if TYPE_CHECKING:
     from tlearn.network import Network
@@ -83,10 +81,6 @@ class Settings:
                 problems.append(Problem(f"--{name}", f"is a share between 0 and 1, got {share}"))
         if problems:
             raise UserError(problems)
-
-
-OnBatch = Callable[[str, int, int, int], None]
-"""Called with what is read, how many images of it are done, how many there are, and how many were unreadable."""
 
 
 def evaluate_network(
@@ -160,13 +154,7 @@ def _fitting(images: Labelled, network: Network, settings: Settings) -> Labelled
 
 
 def _outputs(network: Network, images: Labelled, settings: Settings, on_batch: OnBatch) -> Outputs:
-    what = f"{name_of(network)}: {images.split}"
-    return outputs_of(
-        network,
-        images,
-        batch_size=settings.batch_size,
-        on_batch=lambda stop, unreadable: on_batch(what, stop, len(images), unreadable),
-    )
+    return outputs_of(network, images, batch_size=settings.batch_size, on_batch=on_batch)
 
 
 def _validation(
@@ -188,7 +176,7 @@ def _seen_in_training(network: Network, against: Network, data: str | None) -> l
     """A run may have trained on what another one was validated on."""
     if data is not None or network.run is None:
         return []
-    if against.run is not None and against.run.manifest["hash"] == network.run.manifest["hash"]:
+    if against.run is not None and against.run.manifest.get("hash") == network.run.manifest.get("hash"):
         return []
     return [f"{name_of(against)} was trained on other data, or on another division of it: it may know these images"]
 
@@ -205,8 +193,8 @@ def _evaluate_features(network: Network, data: str | None, settings: Settings, o
         images,
         method=settings.method,
         neighbours=settings.neighbours,
-        cache=cache if settings.keep_features else None,
-        on_batch=lambda stop, unreadable: on_batch("features", stop, max(len(train), len(images)), unreadable),
+        cache=cache if settings.keep_features and cache.mode is not CacheMode.off else None,
+        on_batch=on_batch,
     )
     evaluation = score(
         found.outputs,

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 BINS = 15
 """Bins of equal width, as in the paper."""
 
-_TEMPERATURES = (0.02, 50.0)  # between which the best one is looked for
+TEMPERATURES = (0.02, 50.0)
+"""Between which the best one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,21 @@ def calibration(logits: NDArray[np.float64], truth: NDArray[Any], temperature: f
     bins = reliability(confidence, correct)
     distances = [abs(each.confidence - each.accuracy) for each in bins if each.count]  # type: ignore[operator]
     counts = [each.count for each in bins if each.count]
-    targets = truth if several else np.eye(logits.shape[1])[truth]
     return Calibration(
         ece=float(np.average(distances, weights=counts)),
         mce=float(max(distances)),
-        brier=float(((probabilities - targets) ** 2).sum(axis=1).mean()),
+        brier=float(_squared_distances(probabilities, truth).mean()),
         loss=float(losses(scaled, truth).mean()),
         bins=bins,
     )
+
+
+def _squared_distances(probabilities: NDArray[np.float64], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """Of the probabilities of each image from the truth, (n,)."""
+    if truth.ndim == 2:
+        return np.asarray(((probabilities - truth) ** 2).sum(axis=1))
+    of_truth = probabilities[np.arange(len(truth)), truth]
+    return np.asarray(np.einsum("nk,nk->n", probabilities, probabilities) - 2 * of_truth + 1)
 
 
 def probabilities_of(logits: NDArray[np.float64], several: bool) -> NDArray[np.float64]:
@@ -164,7 +172,7 @@ def fit_temperature(logits: NDArray[np.float64], truth: NDArray[Any]) -> float:
 
     found = minimize_scalar(
         lambda logarithm: losses(logits / np.exp(logarithm), truth).mean(),
-        bounds=np.log(_TEMPERATURES),
+        bounds=np.log(TEMPERATURES),
         method="bounded",
         options={"xatol": 1e-6},
     )

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tlearn.arguments import list_unreadable, network_and_paths, network_parser, run_command
+from tlearn.arguments import (
+    add_columns,
+    columns_of,
+    list_unreadable,
+    network_and_paths,
+    network_parser,
+    run_command,
+)
 from tlearn.config import CacheConfig
 from tlearn.errors import Problem, UserError
 from tlearn.train.command import OK
 
 if TYPE_CHECKING:
-    from tlearn.evaluate.api import OnBatch, Settings
-    from tlearn.evaluate.evaluation import Evaluation
+    from tlearn.evaluate.api import Settings
+    from tlearn.evaluate.evaluation import Evaluation, OnBatch
     from tlearn.network import Network
     from tlearn.train.console import Terminal
 
@@ -61,17 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per step; default: 32")
-    table = parser.add_argument_group("a table of images (.csv, .tsv, .parquet); default: as the run's own table")
-    table.add_argument("--root", metavar="FOLDER", help="that its paths start from; default: the table's own")
-    table.add_argument("--image-column", metavar="COLUMN", help="default: path")
-    table.add_argument("--label-column", metavar="COLUMN", help="default: label")
-    table.add_argument("--split-column", metavar="COLUMN", help="default: none")
-    table.add_argument("--label-separator", metavar="TEXT", help="between several labels of an image; default: |")
+    add_columns(parser, labels=True, splits=True)
     return run_command(_command, parser, argv)
 
 
 def _command(arguments: argparse.Namespace) -> int:
     from tlearn.evaluate.files import as_json, check_output, write_evaluation
+    from tlearn.opening import check_run
 
     settings = _settings(arguments)
     settings.check()
@@ -82,6 +86,10 @@ def _command(arguments: argparse.Namespace) -> int:
         )
     if arguments.backbone is not None and arguments.data is None:
         raise UserError(Problem("--data", "is missing: a backbone has no images of its own", "--data FOLDER or TABLE"))
+    if arguments.data is not None and not os.path.exists(os.path.expanduser(arguments.data)):
+        raise UserError(Problem("--data", f"there is no folder or table {arguments.data}"))
+    if arguments.against is not None:
+        check_run(arguments.against)
     if arguments.output is not None:
         check_output(arguments.output, overwrite=arguments.overwrite)
     evaluation = _evaluated(opener, arguments, settings)
@@ -98,18 +106,11 @@ def _command(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     from tlearn.evaluate.api import Settings
-    from tlearn.evaluate.labelled import Columns
 
     return Settings(
         split=arguments.split,
         method=arguments.method,
-        columns=Columns(
-            arguments.root,
-            arguments.image_column,
-            arguments.label_column,
-            arguments.split_column,
-            arguments.label_separator,
-        ),
+        columns=columns_of(arguments),
         skip_unknown=arguments.skip_unknown,
         temperature=not arguments.no_temperature,
         threshold=arguments.threshold,

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.data import Reading
-from tlearn.errors import DataError, Problem
-from tlearn.evaluate.calibration import Calibration, calibration, fit_temperature, probabilities_of
+from tlearn.errors import DataError, Problem, UserError
+from tlearn.evaluate.calibration import TEMPERATURES, Calibration, calibration, fit_temperature, probabilities_of
 from tlearn.evaluate.comparison import Comparison, compare
 from tlearn.evaluate.intervals import CONFIDENCE, RESAMPLES, Bootstrap, Score
 from tlearn.evaluate.label_scores import label_class_scores, multi_label_scores
-from tlearn.evaluate.labelled import Labelled, truth_for
 from tlearn.evaluate.scores import (
     ClassScores,
     class_scores,
@@ -24,9 +23,13 @@ from tlearn.evaluate.scores import (
     single_label_scores,
     worst_confusions,
 )
+from tlearn.labelled import Labelled, truth_for
 
 if TYPE_CHECKING:
     from tlearn.network import Network
+
+OnBatch = Callable[[str, int, int, int], None]
+"""Called with what is read, how many images of it are done, how many there are, and how many were unreadable."""
 
 _SHOWN = 20
 
@@ -78,18 +81,18 @@ def outputs_of(
     images: Labelled,
     *,
     batch_size: int = 32,
-    on_batch: Callable[[int, int], None] = lambda stop, unreadable: None,
+    on_batch: OnBatch = lambda what, stop, images, unreadable: None,
 ) -> Outputs:
     """Run a network over labelled images whose classes it knows.
 
     Args:
         network: with a classifier.
-        images: see ``tlearn.evaluate.labelled``.
+        images: see ``tlearn.labelled``.
         batch_size: images per step.
-        on_batch: called with how many images are done, and how many of them could not be read.
+        on_batch: see ``OnBatch``.
 
     Raises:
-        UserError: the network has no classifier.
+        UserError: the network has no classifier, or its scores are no finite numbers.
         DataError: not one image could be read.
     """
     rows: list[NDArray[np.int64]] = []
@@ -99,17 +102,21 @@ def outputs_of(
         rows.append(batch.rows)
         logits.append(scores)
         unreadable += batch.unreadable
-        on_batch(batch.stop, len(unreadable))
+        on_batch(f"{name_of(network)}: {images.split}", batch.stop, len(images), len(unreadable))
     readable = images.only(np.concatenate(rows))
     if not len(readable):
         problems = [Problem(path, reason) for path, reason in unreadable[:_SHOWN]]
         raise DataError([*problems, Problem("images", "not one could be read")])
+    scores_of_all = np.concatenate(logits).astype(np.float64)
+    if not np.isfinite(scores_of_all).all():
+        fix = "its weights are damaged, or its training went wrong"
+        raise UserError(Problem(name_of(network), "gives scores that are no finite numbers", fix))
     return Outputs(
         network=name_of(network),
         classes=network.classes,
         images=readable,
         truth=truth_for(readable, network.classes, network.wordnet),
-        logits=np.concatenate(logits).astype(np.float64),
+        logits=scores_of_all,
         unreadable=tuple(unreadable),
         reading=network.reading,
     )
@@ -260,19 +267,20 @@ def score(
     else:
         scores = single_label_scores(logits, truth, bootstrap)
         classes = class_scores(truth, given, outputs.classes, confidence)
+    temperature = None if validation is None else _scaled(outputs, validation)
     return Evaluation(
         outputs=outputs,
         scores=scores,
         classes=classes,
         matrix=None if several else confusion_counts(truth, given, logits.shape[1]),
         calibration=calibration(logits, truth),
-        temperature=None if validation is None else _scaled(outputs, validation),
+        temperature=temperature,
         mistakes=_worst(outputs, given, mistakes),
         wrong=int((given != truth).sum()),
         threshold=threshold,
         confidence=confidence,
         resamples=bootstrap.resamples,
-        notices=(*outputs.images.notices, *_missing(classes), *_same_images(outputs, validation)),
+        notices=(*outputs.images.notices, *_missing(classes), *_about_temperature(temperature, outputs, validation)),
     )
 
 
@@ -290,10 +298,15 @@ def _missing(classes: tuple[ClassScores, ...]) -> list[str]:
     return [f"no image of {shown}: recall and F1 are not defined there, and averages are over the other classes"]
 
 
-def _same_images(outputs: Outputs, validation: Outputs | None) -> list[str]:
-    if validation is not outputs:
+def _about_temperature(found: Temperature | None, outputs: Outputs, validation: Outputs | None) -> list[str]:
+    if found is None:
         return []
-    return ["the temperature was fitted to the images that it is judged by: after is a little too good"]
+    notices = []
+    if not 1.01 * TEMPERATURES[0] < found.value < TEMPERATURES[1] / 1.01:
+        notices.append("no sensible temperature: the scores of the validation images hardly say what they are of")
+    if validation is outputs:
+        notices.append("the temperature was fitted to the images that it is judged by: after is a little too good")
+    return notices
 
 
 def _worst(outputs: Outputs, given: NDArray[np.int64], most: int) -> tuple[Mistake, ...]:

@@ -17,14 +17,18 @@ from tlearn.evaluate.plots import draw_confusions, draw_mistakes, draw_reliabili
 from tlearn.train.checkpoint import write_atomic
 
 _OWN = "evaluation.json"
+_ALL = {_OWN, "report.html", "predictions.csv", "classes.csv", "confusion_matrix.csv"}
+_ALL |= {"confusion_matrix.png", "reliability_diagram.png", "mistakes.png"}
 
 
 def check_output(output: str, *, overwrite: bool) -> None:
     """Raise UserError when an output cannot be written, now rather than at the end."""
     path = Path(output).expanduser()
     if path.is_dir() and any(path.iterdir()):
-        if not (path / _OWN).is_file():
-            raise UserError(Problem("--output", f"{path} holds other things", "name a folder that is not there yet"))
+        others = sorted({entry.name for entry in path.iterdir()} - _ALL)  # what is not ours is never deleted
+        if others:
+            what = f"{path} holds other things, such as {others[0]}"
+            raise UserError(Problem("--output", what, "name a folder that is not there yet"))
         if not overwrite:
             raise UserError(Problem("--output", f"{path} holds an evaluation", "--overwrite replaces it"))
     if path.is_file() and not overwrite:

@@ -103,7 +103,8 @@ def thumbnail_jpeg(evaluation: Evaluation, mistake: Mistake) -> bytes:
 
 def _short(text: str, most: int = 20) -> str:
     text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    half = most // 2  # its beginning and its end: long names often differ in the end alone
+    return text if len(text) <= most else f"{text[: most - half - 1]}…{text[-half:]}"
 
 
 def _figure(width: float, height: float) -> Any:

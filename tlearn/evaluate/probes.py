@@ -9,18 +9,17 @@ section 3.4; Caron et al. 2021, arXiv 2104.14294, use it with k = 20). Linear pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlearn.config import CacheConfig, Pooling, PrefixEngine
-from tlearn.data import fingerprint
+from tlearn.config import CacheConfig
 from tlearn.errors import DataError, Problem, UserError
-from tlearn.evaluate.evaluation import Outputs, name_of
-from tlearn.evaluate.labelled import Labelled
+from tlearn.evaluate.evaluation import OnBatch, Outputs, name_of
+from tlearn.kept_features import KeptFeatures
+from tlearn.labelled import Labelled
 
 if TYPE_CHECKING:
     from tlearn.network import Network
@@ -31,7 +30,7 @@ NEIGHBOURS = 20
 _TEMPERATURE = 0.07
 _PENALTIES = 10.0 ** np.arange(-4, 5)  # C, the inverse of the penalty, for features of unit variance
 _HELD_OUT = 0.2
-_AT_ONCE = 1024  # images compared with all training images at a time
+_AT_ONCE = 20_000_000  # similarities held at a time
 _LEAST = 1e-12  # probability of a class that no neighbour votes for
 
 
@@ -60,7 +59,7 @@ def probe(
     method: str,
     neighbours: int = NEIGHBOURS,
     cache: CacheConfig | None = None,
-    on_batch: Callable[[int, int], None] = lambda stop, unreadable: None,
+    on_batch: OnBatch = lambda what, stop, images, unreadable: None,
 ) -> Probe:
     """Fit a probe to the features of training images and apply it to others of the same source.
 
@@ -70,7 +69,7 @@ def probe(
         method: ``knn`` or ``linear``.
         neighbours: k of ``knn``.
         cache: where features are kept between calls; None: nowhere.
-        on_batch: called with how many images are done, and how many of them could not be read.
+        on_batch: see ``OnBatch``.
 
     Raises:
         UserError: images with several labels each.
@@ -123,11 +122,13 @@ def nearest_neighbours(
     """
     known, asked = _unit(known), _unit(asked)
     shares = np.empty((len(asked), classes))
-    for start in range(0, len(asked), _AT_ONCE):
-        similarity = asked[start : start + _AT_ONCE] @ known.T
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    at_once = max(1, _AT_ONCE // len(known))
+    for start in range(0, len(asked), at_once):
+        similarity = asked[start : start + at_once] @ known.T
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         near = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
-        votes = np.exp((near - near[:, :1]) / _TEMPERATURE)  # relative to the nearest: nothing overflows
+        nearer = near - near.max(axis=1, keepdims=True)  # relative to the nearest: nothing overflows
+        votes = np.exp(nearer / _TEMPERATURE)
         cell = np.arange(len(near))[:, None] * classes + labels[nearest]
         shares[start : start + len(near)] = np.bincount(
             cell.ravel(), weights=votes.ravel(), minlength=len(near) * classes
@@ -175,7 +176,7 @@ def _fits(labels: NDArray[Any]) -> bool:
     return round(len(labels) * _HELD_OUT) >= len(np.unique(labels))
 
 
-# --- features, kept as training keeps them ---------------------------------------------------------------------------
+# --- features --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,61 +189,29 @@ class _FeaturesOf:
     cached: bool = False
 
 
-def _features(
-    network: Network, images: Labelled, cache: CacheConfig | None, on_batch: Callable[[int, int], None]
-) -> _FeaturesOf:
-    """Pooled features, from the feature cache where they are there, and put there where all images can be read.
-
-    The entry has the name that a run's head-only stage gives to the same features, so either finds the other's.
-    """
-    import keras
-
-    from tlearn.heads.pooling import pool
-    from tlearn.train.feature_cache import FeatureCache, Layout, cache_folder
-    from tlearn.train.feature_key import feature_key, indescribable, prefix_hash
-    from tlearn.train.frontier import Frontier
-
-    tensor = pool(network.layers.feature_map, Pooling.avg)
-    below = keras.Model(network.model.input, tensor).operations
-    frontier = Frontier(network.model, (tensor,), tuple(below))
-    if cache is None or fingerprint(images.source, images.rows[:1]) is None or indescribable(frontier):
-        return _computed(network, tensor, images, on_batch)
-    layout = Layout(len(images), (tuple(int(side) for side in tensor.shape[1:]),), cache.dtype.value)
-    prefix = prefix_hash(frontier)
-    key = feature_key(
-        images.source,
-        images.rows,
-        network.reading,
-        prefix,
-        layout,
-        augment=None,
-        seed=0,
-        engine=PrefixEngine.graph,
-    )
-    store = FeatureCache(cache_folder(cache), cache.max_gb * 1e9)
-    entry = store.open(key, layout)
+def _features(network: Network, images: Labelled, cache: CacheConfig | None, on_batch: OnBatch) -> _FeaturesOf:
+    """Pooled features, from the feature cache where they are there, and put there where all images can be read."""
+    kept = KeptFeatures(network, images, cache)
+    entry = kept.open()
     if entry is not None:
         with contextlib.closing(entry):
             (values,) = entry.take(np.arange(len(images)))
         return _FeaturesOf(images, values, cached=True)
-    made = _computed(network, tensor, images, on_batch)
+    made = _computed(network, kept, images, on_batch)
     if not made.unreadable:
-        about = f"{network.backbone.spec.name} {network.backbone.image_size} px, {images.split}: pooled"
-        with contextlib.suppress(OSError), store.writing(key, layout, about) as writer:  # no room: none are kept
-            if writer is not None:
-                writer.append([made.values])
+        kept.write(made.values)
     return made
 
 
-def _computed(network: Network, tensor: Any, images: Labelled, on_batch: Callable[[int, int], None]) -> _FeaturesOf:
+def _computed(network: Network, kept: KeptFeatures, images: Labelled, on_batch: OnBatch) -> _FeaturesOf:
     rows: list[NDArray[np.int64]] = []
     values: list[NDArray[np.float32]] = []
     unreadable: list[tuple[str, str]] = []
-    for batch, (features,) in network.compute(images, [tensor]):
+    for batch, (features,) in network.compute(images, [kept.tensor], engine=kept.engine):
         rows.append(batch.rows)
         values.append(features)
         unreadable += batch.unreadable
-        on_batch(batch.stop, len(unreadable))
+        on_batch(f"features: {images.split}", batch.stop, len(images), len(unreadable))
     readable = images.only(np.concatenate(rows)) if rows else images
     if not len(readable):
         raise DataError(Problem("images", f"not one of the {images.split} images could be read"))

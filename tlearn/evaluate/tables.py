@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
@@ -54,7 +55,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     """Everything but the pictures."""
     images = evaluation.outputs.images
     several = evaluation.outputs.several
-    head = f"{evaluation.outputs.network} on {len(images):,} images ({images.split}) of {images.source.where}"
+    head = f"{evaluation.outputs.network} on {len(images):,} images ({images.split}) of {_near(images.source.where)}"
     parts: list[RenderableType] = [Text(visible(head), style="bold"), ""]
     parts += [_scores(evaluation), "", _classes(evaluation.classes, several)]
     if evaluation.matrix is not None and len(evaluation.outputs.classes) <= _MATRIX:
@@ -69,6 +70,19 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
         parts += ["", _comparison(evaluation.comparison)]
     parts += [Text(visible(f"note: {notice}")) for notice in evaluation.notices]
     return Group(*parts)
+
+
+def _near(path: str) -> str:
+    """A path as one would type it here."""
+    here = f"{os.getcwd()}{os.sep}"
+    return path.removeprefix(here) or path
+
+
+def _short(name: str, width: int = _NAME) -> str:
+    """A name in so many characters: its beginning and its end, since long names often differ in the end alone."""
+    shown = visible(name)
+    half = width // 2
+    return shown if len(shown) <= width else f"{shown[: width - half - 1]}…{shown[-half:]}"
 
 
 def _table(*columns: str, left: Iterable[int] = (0,)) -> Table:
@@ -99,7 +113,7 @@ def _classes(classes: tuple[ClassScores, ...], several: bool) -> RenderableType:
     for each in shown:
         values = (number(each.precision), number(each.recall.value), number(each.f1))
         precision = [number(each.average_precision)] if several else []
-        table.add_row(visible(each.name), *values, str(each.support), str(each.predicted), *precision)
+        table.add_row(_short(each.name), *values, str(each.support), str(each.predicted), *precision)
     return Group(table, Text(rest, style="dim")) if rest else table
 
 
@@ -110,14 +124,14 @@ def _matrix(evaluation: Evaluation) -> Table:
     table = _table("true class", *(str(index + 1) for index in range(len(names))))
     for index, (name, row) in enumerate(zip(names, evaluation.matrix, strict=True)):
         counts = [str(count) if count else "." for count in row]
-        table.add_row(f"{index + 1} {visible(name)}", *counts)
+        table.add_row(f"{index + 1} {_short(name, _NAME - 3)}", *counts)
     return table
 
 
 def _confusions(evaluation: Evaluation) -> Table:
     table = _table("true class", "taken for", "images", left=(0, 1))
     for truth, predicted, count in evaluation.confusions:
-        table.add_row(visible(truth), visible(predicted), str(count))
+        table.add_row(_short(truth), _short(predicted), str(count))
     return table
 
 
@@ -135,9 +149,9 @@ def _mistakes(evaluation: Evaluation) -> RenderableType:
     for column, width in zip(table.columns, (16, 16, 11, 30), strict=True):
         column.max_width = width
     for mistake in evaluation.mistakes[:5]:
-        path = visible(mistake.path)
-        short = path if len(path) <= 30 else f"…{path[-29:]}"  # the end of a path tells more than its beginning
-        table.add_row(visible(mistake.truth), visible(mistake.predicted), number(mistake.probability), short)
+        path = visible(_near(mistake.path))
+        end = path if len(path) <= 30 else f"…{path[-29:]}"  # the end of a path tells more than its beginning
+        table.add_row(_short(mistake.truth, 16), _short(mistake.predicted, 16), number(mistake.probability), end)
     what = "decisions" if evaluation.outputs.several else "images"
     return Group(Text(f"most confident of {evaluation.wrong:,} wrong {what}"), table)
 

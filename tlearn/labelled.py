@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,30 +15,14 @@ from tlearn.config import DataConfig
 from tlearn.data import Data, FileSource, ImageSource, Reading, Split, index_data, leave_out
 from tlearn.data.decode import Excess
 from tlearn.data.folder import index_folder
+from tlearn.data.source import stamp_of
 from tlearn.data.tabular import index_table
 from tlearn.errors import DataError, Problem, UserError, did_you_mean
-from tlearn.images import is_table
+from tlearn.images import Columns, in_options, is_table
 from tlearn.train.run import Run
 
 SPLITS = ("train", "val", "test")
 _SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a table has what; None: as the run's own table, or the usual name.
-
-    Attributes:
-        root: folder that its paths start from; None: the table's own.
-        image, label, split: names of its columns; without a split column there are no splits.
-        separator: between several labels of an image.
-    """
-
-    root: str | None = None
-    image: str | None = None
-    label: str | None = None
-    split: str | None = None
-    separator: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +71,10 @@ class Labelled:
         at = int(self.rows[row])
         return self.source.open(at, excess) if isinstance(self.source, FileSource) else self.source.read(at)
 
+    def stamps(self) -> Iterator[tuple[int, int]]:
+        """(size, modification time in nanoseconds) of each file; (-1, -1) where images are not files."""
+        return (stamp_of(self.name(row)) for row in range(len(self)))
+
     def only(self, keep: NDArray[Any]) -> Labelled:
         """Some of the images: their numbers, or a mask (n,)."""
         return replace(self, rows=self.rows[keep], labels=self.labels[keep])
@@ -110,14 +99,14 @@ def run_split(run: Run, split: str, image_size: int, max_pixels: int) -> Labelle
 
 def run_data(run: Run, image_size: int, max_pixels: int) -> tuple[Data, tuple[str, ...]]:
     """The data that a run was trained on, divided as it was then, and what has changed about it since."""
-    config = replace(run.config.data, max_pixels=max_pixels)
+    config, manifest = replace(run.config.data, max_pixels=max_pixels), run.manifest
     try:
         data = index_data(config, image_size=image_size, seed=run.config.seed)
-        data = leave_out(data, config, {path for path, _ in run.manifest["left_out"]})
+        data = leave_out(data, config, {path for path, _ in manifest.get("left_out", ())})
     except DataError as error:
         problems = [Problem(f"data of {run.path.name}", each.what) for each in error.problems]
         raise DataError([*problems, Problem("--data", "names other images to evaluate on")]) from None
-    if data.table.manifest_hash() == run.manifest["hash"]:
+    if data.table.manifest_hash() == manifest.get("hash"):
         return data, ()
     changed = "the data has changed since the run was trained: it may be divided differently now"
     return data, (changed,)
@@ -142,7 +131,7 @@ def other_data(path: str, split: str | None, columns: Columns, max_pixels: int, 
     try:
         source = _source(path, columns, max_pixels, several)
     except DataError as error:
-        raise DataError([_about_data(problem) for problem in error.problems]) from None
+        raise in_options(error) from None
     table = source.table
     wanted = np.arange(len(table)) if split is None else table.rows(Split[split])
     if not len(wanted):
@@ -173,20 +162,7 @@ def divide_other_data(config: DataConfig, image_size: int) -> Data:
     try:
         return index_data(config, image_size=image_size, seed=0)
     except DataError as error:
-        raise DataError([_about_data(problem) for problem in error.problems]) from None
-
-
-_OPTIONS = {"data.path": "--data", "data.root": "--root", "data.image_column": "--image-column"}
-_OPTIONS |= {"data.label_column": "--label-column", "data.split_column": "--split-column"}
-
-
-def _about_data(problem: Problem) -> Problem:
-    """In the words of the command line, not of a run's config."""
-    fix = problem.fix
-    for key, option in _OPTIONS.items():
-        fix = fix.replace(key, option)
-    fix = fix.replace("data=table", "a name that ends in .csv, .tsv or .parquet")
-    return Problem(_OPTIONS.get(problem.where, problem.where), problem.what, fix)
+        raise in_options(error) from None
 
 
 def table_columns(config: DataConfig, given: Columns) -> Columns:
