@@ -137,6 +137,10 @@ class FileImages:
         """The path; bytes that are not UTF-8 come as surrogates."""
         return os.fsdecode(self._paths[int(row)].as_py())
 
+    def file(self, row: int) -> Path:
+        """The image's file."""
+        return Path(self.name(row))
+
     def load(self, row: int, reading: Reading) -> NDArray[np.uint8]:
         """uint8 (S, S, 3). Raises UnreadableImage."""
         return reading.square(self._open(row, reading, reading.excess))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,12 @@ class Labelled:
 
     def name(self, row: int) -> str:
         """The path of an image, or its name in the source."""
-        at = int(self.rows[row])
-        file = self.source.file(at)
-        return self.source.table.key(at) if file is None else str(file)
+        file = self.file(row)
+        return self.source.table.key(int(self.rows[row])) if file is None else str(file)
+
+    def file(self, row: int) -> Path | None:
+        """The image's file; None where images are not files."""
+        return self.source.file(int(self.rows[row]))
 
     def load(self, row: int, reading: Reading) -> NDArray[np.uint8]:
         """uint8 (S, S, 3). Raises UnreadableImage."""
@@ -83,29 +87,40 @@ class Labelled:
 # --- a run's own data ------------------------------------------------------------------------------------------------
 
 
-def run_split(run: Run, split: str, image_size: int, max_pixels: int) -> Labelled:
+def run_split(run: Run, split: str, image_size: int, max_pixels: int, *, hint: Problem | None = None) -> Labelled:
     """A split of the data that a run was trained on, divided as it was then.
 
     Raises:
-        UserError: the data is gone, or has no such split.
+        UserError: the data is gone, which ends in the hint, or has no such split.
     """
-    data, notices = run_data(run, image_size, max_pixels)
-    rows: NDArray[np.int64] = getattr(data, split)
-    if not len(rows):
+    data, notices = run_data(run, image_size, max_pixels, hint=hint)
+    if not len(getattr(data, split)):
         there = [name for name in SPLITS if len(getattr(data, name))]
         raise UserError(Problem("--split", f"the run's data has no {split} images", f"one of: {', '.join(there)}"))
+    return split_of(data, split, notices)
+
+
+def split_of(data: Data, split: str, notices: tuple[str, ...] = ()) -> Labelled:
+    """A split, which may be empty."""
+    rows: NDArray[np.int64] = getattr(data, split)
     return Labelled(data.source, rows, data.labels(rows), data.classes, split, notices)
 
 
-def run_data(run: Run, image_size: int, max_pixels: int) -> tuple[Data, tuple[str, ...]]:
-    """The data that a run was trained on, divided as it was then, and what has changed about it since."""
+def run_data(
+    run: Run, image_size: int, max_pixels: int, *, hint: Problem | None = None
+) -> tuple[Data, tuple[str, ...]]:
+    """The data that a run was trained on, divided as it was then, and what has changed about it since.
+
+    Raises:
+        DataError: it is gone; the hint says what can be named instead.
+    """
     config, manifest = replace(run.config.data, max_pixels=max_pixels), run.manifest
     try:
         data = index_data(config, image_size=image_size, seed=run.config.seed)
         data = leave_out(data, config, {path for path, _ in manifest.get("left_out", ())})
     except DataError as error:
         problems = [Problem(f"data of {run.path.name}", each.what) for each in error.problems]
-        raise DataError([*problems, Problem("--data", "names other images to evaluate on")]) from None
+        raise DataError([*problems, *([hint] if hint else [])]) from None
     if data.table.manifest_hash() == manifest.get("hash"):
         return data, ()
     changed = "the data has changed since the run was trained: it may be divided differently now"

@@ -19,6 +19,7 @@ from tlearn.labelled import (
     other_data,
     run_data,
     run_split,
+    split_of,
     table_columns,
 )
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tlearn.network import Network
 
 METHODS = ("classifier", "knn", "linear")
+_OTHER_DATA = Problem("--data", "names other images to evaluate on")
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _images(network: Network, data: str | None, settings: Settings) -> Labelled:
         columns = table_columns(config, settings.columns)
         return other_data(data, settings.split, columns, limit, several=network.multi_label)
     assert network.run is not None
-    return run_split(network.run, settings.split or "val", size, limit)
+    return run_split(network.run, settings.split or "val", size, limit, hint=_OTHER_DATA)
 
 
 def _fitting(images: Labelled, network: Network, settings: Settings) -> Labelled:
@@ -212,24 +214,21 @@ def _evaluate_features(network: Network, data: str | None, settings: Settings, o
 def _train_and_asked(network: Network, data: str | None, settings: Settings) -> tuple[Labelled, Labelled]:
     """The images that a probe learns from, and those it is asked about."""
     size, limit = network.reading.image_size, network.reading.max_pixels
-    split, notices = settings.split or "val", ()
+    split = settings.split or "val"
+    notices: tuple[str, ...] = ()
     if split == "train":
         fix = "--split val or test asks it about others"
         raise UserError(Problem("--split", f"{settings.method} learns from the train images", fix))
     if data is None:
         assert network.run is not None
-        divided, notices = run_data(network.run, size, limit)  # type: ignore[assignment]
+        divided, notices = run_data(network.run, size, limit, hint=_OTHER_DATA)
     else:
         divided = divide_other_data(_as_config(network, data, settings, limit), size)
     rows = {"train": divided.train, "val": divided.val, "test": divided.test}
     if not len(rows[split]):
         there = ", ".join(name for name in SPLITS if len(rows[name]))
         raise DataError(Problem("--split", f"there are no {split} images", f"one of: {there}"))
-    train, asked = (
-        Labelled(divided.source, rows[name], divided.labels(rows[name]), divided.classes, name, notices)
-        for name in ("train", split)
-    )
-    return train, asked
+    return split_of(divided, "train", notices), split_of(divided, split, notices)
 
 
 def _as_config(network: Network, data: str, settings: Settings, max_pixels: int) -> DataConfig:

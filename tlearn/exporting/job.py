@@ -18,7 +18,8 @@ from tlearn.exporting.choice import check_limits, chosen, limits_of
 from tlearn.exporting.formats import SAVED_MODEL, Export, Network32, Tolerance, foreign_modules, labels_text
 from tlearn.exporting.parity import Parity, check_exports
 from tlearn.exporting.publish import KIND, LABELS, METADATA, check_output, publish, temporary_folder
-from tlearn.exporting.samples import RunImages, Samples, found_samples, run_data
+from tlearn.exporting.samples import Samples, found_samples, split_samples
+from tlearn.labelled import run_data, split_of
 from tlearn.quiet import hidden_output
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().absolute()
 
 
+_OTHERS = Problem("--images", "names others to check with; int8 also needs --calibration FOLDER, images to train on")
+
+
 @dataclass(frozen=True)
 class _Job:
     """What is written, and what it is held against."""
@@ -124,7 +128,7 @@ def _job(
 
     def training() -> Samples:
         if data is not None and calibration is None:
-            return RunImages(data).samples(data.train, calibration_images, reading, "training images")
+            return split_samples(split_of(data, "train"), calibration_images, reading)
         if not (calibration or images):
             raise UserError(Problem("int8", "there are no images to take ranges from", "--calibration FOLDER"))
         return found_samples(calibration or images or (), calibration_images, reading)
@@ -133,7 +137,7 @@ def _job(
         samples = found_samples(images, check_images, reading)
     else:
         assert data is not None, "they were needed"
-        samples = RunImages(data).samples(data.val, check_images, reading, "validation images")
+        samples = split_samples(split_of(data, "val"), check_images, reading)
     say(f"checking with {len(samples)} {samples.where}")
     if samples.reencoded:
         say(f"{samples.reencoded} of them as PNG: graphs read neither their format nor their EXIF orientation")
@@ -152,12 +156,12 @@ def _data(network: Network, say: Callable[[str], None], *, needed: bool) -> Data
         what = "has no images of its own"
         raise UserError(Problem(network.backbone.spec.name, what, "name some to check with: images=[...]"))
     try:
-        data, warnings = run_data(network.run, network.reading.image_size)
+        data, notices = run_data(network.run, network.reading.image_size, network.reading.max_pixels, hint=_OTHERS)
     except UserError:
         if needed:
             raise
         return None
-    for line in warnings:
+    for line in notices:
         say(line)
     return data
 

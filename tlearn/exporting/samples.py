@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlearn.data import Data, Reading, UnreadableImage, check_data, index_data
-from tlearn.errors import DataError, Problem, UserError
-from tlearn.images import FileImages, Images, find_images
-from tlearn.train.run import Run
+from tlearn.data import Reading, UnreadableImage
+from tlearn.errors import DataError, Problem
+from tlearn.images import FileImages, find_images
+from tlearn.labelled import Labelled
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32
 _AS_THEY_ARE = {"JPEG": ("RGB", "L"), "PNG": ("RGB", "RGBA", "L", "LA", "P")}
@@ -41,18 +41,19 @@ class Samples:
         return len(self.files)
 
 
-def samples_of(images: Images, rows: Iterable[int], reading: Reading, where: str) -> Samples:
+def samples_of(images: FileImages | Labelled, rows: Iterable[int], reading: Reading, where: str) -> Samples:
     """Images by number; those that cannot be read are left out. Raises DataError when none can."""
     pixels, files, foreign = [], [], 0
     for row in rows:
+        path = images.file(row)
+        file = None if path is None else _plain_file(path)
         try:
-            picture = images.picture(row, reading)
+            square, file_or_png = images.load(row, reading), file or _png(images.picture(row, reading))
         except UnreadableImage:
             continue
-        file = _plain_file(Path(images.name(row))) if isinstance(images, FileImages) else None
-        foreign += file is None and isinstance(images, FileImages)
-        pixels.append(reading.square(picture))
-        files.append(file or _png(picture))
+        pixels.append(square)
+        files.append(file_or_png)
+        foreign += file is None and path is not None
     if not files:
         raise DataError(Problem(where, "not one image could be read", "name others with --images"))
     return Samples(where, np.stack(pixels), tuple(files), foreign)
@@ -65,54 +66,10 @@ def found_samples(paths: Iterable[str], count: int, reading: Reading) -> Samples
     return samples_of(images, _spread(len(images), count), reading, ", ".join(paths))
 
 
-class RunImages:
-    """The labelled images of a run, by the rows of its table."""
-
-    def __init__(self, data: Data) -> None:
-        self._source = data.source
-
-    def __len__(self) -> int:
-        return len(self._source.table)
-
-    def name(self, row: int) -> str:
-        """Key of the row."""
-        return str(self._source.table.key(row))
-
-    def load(self, row: int, reading: Reading) -> NDArray[np.uint8]:
-        """uint8 (S, S, 3). Raises UnreadableImage."""
-        return reading.square(self.picture(row, reading))
-
-    def picture(self, row: int, reading: Reading) -> NDArray[np.uint8]:
-        """uint8 (h, w, 3). Raises UnreadableImage."""
-        return self._source.read(row)
-
-    def samples(self, rows: NDArray[np.int64], count: int, reading: Reading, where: str) -> Samples:
-        """Some of these rows, evenly chosen; from their files where there are any."""
-        chosen = [int(rows[index]) for index in _spread(len(rows), count)]
-        files = [self._source.file(row) for row in chosen]
-        if files and all(file is not None for file in files):
-            paths = find_images([str(file) for file in files])
-            return samples_of(paths, range(len(paths)), reading, where)
-        return samples_of(self, chosen, reading, where)
-
-
-def run_data(run: Run, image_size: int) -> tuple[Data, list[str]]:
-    """The data of a run, divided as it was, and what a person should know about it.
-
-    Raises:
-        UserError: they are no longer where they were.
-    """
-    config, manifest = run.config, run.manifest
-    try:
-        data = index_data(config.data, image_size=image_size, seed=config.seed)
-        if manifest["left_out"]:
-            data = check_data(data, config.data)
-    except UserError as error:
-        fix = "check with other images: --images FOLDER; int8 also needs --calibration FOLDER, images to train on"
-        problems = [Problem(f"the run's data: {problem.where}", problem.what, fix) for problem in error.problems]
-        raise DataError(problems) from None
-    same = data.table.manifest_hash() == manifest["hash"]
-    return data, [] if same else ["the data are no longer quite those of the run: its manifest.json differs"]
+def split_samples(images: Labelled, count: int, reading: Reading) -> Samples:
+    """Images of a split of a run's data, evenly chosen. Raises DataError when none can be read."""
+    names = {"train": "training images", "val": "validation images"}
+    return samples_of(images, _spread(len(images), count), reading, names[images.split])
 
 
 def _spread(present: int, count: int) -> list[int]:
