@@ -19,7 +19,7 @@ from tlearn.config import DataConfig, OnError
 from tlearn.data import Data, check_data_config, load_data, peek_classes
 from tlearn.data import tabular as tabular_module
 from tlearn.errors import DataError
-from tlearn.images import find_images
+from tlearn.images import Columns, find_images, read_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -86,6 +86,16 @@ def test_a_table_names_nothing_outside_its_root_unless_allowed(way: str, root: P
     data = load(file, allow_outside_root=True)
     assert len(data.table) == 13
     assert data.source.read(12)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("way", OUTSIDE)
+def test_a_table_to_predict_names_nothing_outside_either(way: str, labels: bool, root: Path) -> None:
+    file = csv(root, *ROWS, f"{OUTSIDE[way](root)},a")
+    with pytest.raises(DataError, match=r"row 13") as caught:
+        read_table(file, Columns(), labels=labels)
+    assert "--root" in str(caught.value)
+    assert "data." not in str(caught.value)
 
 
 def test_links_that_stay_inside_are_fine(root: Path) -> None:

@@ -102,7 +102,9 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().absolute()
 
 
-_OTHERS = Problem("--images", "names others to check with; int8 also needs --calibration FOLDER, images to train on")
+_OTHERS = Problem(
+    "--images FOLDER", "names others to check with", "int8 also needs --calibration FOLDER, images to train on"
+)
 
 
 @dataclass(frozen=True)
