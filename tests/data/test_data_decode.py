@@ -283,7 +283,7 @@ class TestScaled:
             decode(file, max_pixels=1000, excess=lambda width, height: 8)
 
     @pytest.mark.parametrize("mode", Resize)
-    @pytest.mark.parametrize("size", [(640, 427), (427, 640), (300, 300), (1000, 9), (64, 2000)])
+    @pytest.mark.parametrize("size", [(640, 427), (427, 640), (150, 100), (300, 300), (1000, 9), (64, 2000)])
     @pytest.mark.parametrize("crop_fraction", [1.0, 0.6])
     def test_what_resizing_takes_has_pixels_enough(self, mode, size, crop_fraction):
         reading = Reading(32, mode, crop_fraction, decode=Decoding.scaled)

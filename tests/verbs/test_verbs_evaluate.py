@@ -202,6 +202,21 @@ def test_another_division_of_the_data_is_said(network: tlearn.Network, altered: 
     assert any("data has changed" in notice for notice in tlearn.load(other).evaluate(resamples=100).notices)
 
 
+def test_what_a_run_left_out_is_left_out_again(draw: Callable[..., Path], tmp_path: Path) -> None:
+    """Else the images would be divided in another way, and some of training be evaluated on."""
+    for index in range(24):
+        draw(tmp_path / "photos" / "ab"[index % 2] / f"{index}.png", index)
+    for index in range(4, 10):
+        (tmp_path / "photos" / "ab"[index % 2] / f"{index}.png").write_bytes(b"no image")
+    network = ("backbone.name=mobilenet", "backbone.alpha=0.25", "backbone.weights=null", "backbone.image_size=32")
+    data = ("data=folder", f"data.path={tmp_path / 'photos'}", "data.on_error=skip", f"run_dir={tmp_path / 'run'}")
+    run = tlearn.fit(tlearn.load_config([*network, *data, "schedule.stages.0.epochs=1", "log.tensorboard=false"]))
+    evaluation = tlearn.load(run).evaluate(resamples=100)
+    assert not any("data has changed" in notice for notice in evaluation.notices)
+    assert not evaluation.outputs.unreadable
+    assert len(evaluation.outputs.images) == sum(run.manifest["counts"]["val"])
+
+
 def test_imagenet_classes_by_wordnet_id(assets: Path, keras_home: Path, tmp_path: Path) -> None:
     """A backbone with its own classifier, on folders called as in ImageNet."""
     for name, file in (("n02124075", "skimage_chelsea.png"), ("hotdog", "hot_dog.jpg")):
