@@ -52,6 +52,7 @@ def check_comparisons(record: dict) -> None:
     assert markdown(*comparison_table(record["comparisons"])).count("\n") == len(record["comparisons"]) + 1
 
 
+@pytest.mark.slow
 def test_pipeline_runs(tmp_path: Path) -> None:
     check_comparisons(quick("pipeline", tmp_path))
 

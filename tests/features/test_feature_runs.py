@@ -324,6 +324,7 @@ def test_stopped_while_features_are_made(train: Callable[..., Any]) -> None:
     assert resumed.furthest_from(expected) == 0
 
 
+@pytest.mark.slow
 def test_resumed_where_features_cannot_be_kept(train: Callable[..., Any]) -> None:
     """The optimizer's state fits the whole model as well as the suffix."""
     schedule = ("schedule.stages.0.unfreeze={last_blocks: 2}", "schedule.stages.0.epochs=4", "log.every=1")

@@ -119,6 +119,9 @@ def test_a_pipe_in_a_table_is_not_opened(root: Path) -> None:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+NO_UTF8 = pa.array([b"caf\xe9.png"]).view(pa.string())
+
+
 def parquet(**columns: Any) -> Callable[[Path], None]:
     return lambda path: pq.write_table(pa.table(columns), path)
 
@@ -172,6 +175,7 @@ TABLES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "twice.parquet": (twice, ("two columns called 'path'",)),
     "lists.parquet": (parquet(path=[["0.png"]], label=["a"]), ("cannot be read",)),
     "bytes.parquet": (parquet(path=[b"caf\xe9.png"], label=["a"]), ("cannot be read",)),
+    "latin.parquet": (parquet(path=NO_UTF8, label=["a"]), ("cannot be read", "UTF8")),
     "numbers.parquet": (parquet(path=[1.5], label=[2]), ("too few images",)),
     "nothing.parquet": (lambda path: path.write_bytes(b""), ("cannot be read",)),
     "ends.parquet": (lambda path: path.write_bytes(b"PAR1" + b"\xff\xff\xff\x7f" + b"PAR1"), ("cannot be read",)),

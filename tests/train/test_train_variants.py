@@ -22,7 +22,15 @@ from tlearn.train.plan import plan_run
 from tlearn.train.session import Session
 
 SCHEDULES = sorted(path.stem for path in (shipped("configs") / "schedule").glob("*.yaml"))
-LARGE = ("inception_resnet_v2", "densenet169", "densenet201", "nasnet_mobile", "nasnet_large")
+LARGE = (
+    "inception_resnet_v2",
+    "inception_v3",
+    "densenet121",
+    "densenet169",
+    "densenet201",
+    "nasnet_mobile",
+    "nasnet_large",
+)
 VARIANTS = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in SPECS._builtin]
 
 

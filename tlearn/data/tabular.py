@@ -211,8 +211,9 @@ def _unfolded_bytes(chunk: pa.Array) -> int:
 def _text(column: pa.ChunkedArray) -> pa.LargeStringArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    text = pc.fill_null(column.cast(pa.large_string()), "")
-    return pa.concat_arrays(text.chunks)
+    text = pa.concat_arrays(pc.fill_null(column.cast(pa.large_string()), "").chunks)
+    text.validate(full=True)  # a Parquet file may call bytes text that are none
+    return text
 
 
 def _parsing(file: Path) -> pyarrow.csv.ParseOptions:
