@@ -122,6 +122,50 @@ def test_a_damaged_state_is_passed_over(whole: Run, tmp_path: Path) -> None:
     assert_same(resume(run.path), whole)
 
 
+@pytest.fixture
+def state_file(tmp_path: Path) -> Path:
+    random = np.random.default_rng(1)
+    arrays = {"00000": random.normal(size=(50, 3)).astype(np.float32), "00001": np.array(7), "00002": np.zeros((0, 2))}
+    checkpoint.save(tmp_path / "step-0000000001.npz", arrays, {"step": 1})
+    return tmp_path / "step-0000000001.npz"
+
+
+def test_every_bit_of_a_state_is_under_its_checksum(state_file: Path) -> None:
+    """Changed in any byte it is damaged, or, where the zip holds nothing there, still the same."""
+    content, (arrays, state) = state_file.read_bytes(), checkpoint.load(state_file)
+    assert state == {"step": 1}
+    found = 0
+    for position in range(0, len(content), 7):
+        state_file.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        try:
+            read, read_state = checkpoint.load(state_file)
+        except ValueError as error:
+            assert "damaged" in str(error)
+            found += 1
+        else:
+            assert read_state == state
+            assert {key: array.tobytes() for key, array in read.items()} == {
+                key: array.tobytes() for key, array in arrays.items()
+            }
+    assert found > len(content) / 14
+
+
+def test_a_state_put_together_anew_is_not_that_of_its_checksum(state_file: Path) -> None:
+    """A zip whose own checksums are right: another array under an old name, a name that is gone, none at all."""
+    with np.load(state_file, allow_pickle=False) as file:
+        members = {name: file[name] for name in file.files}
+    changed = {**members, "00001": np.array(8)}
+    less = {key: array for key, array in members.items() if key != "00002"}
+    none = {key: array for key, array in members.items() if key != "state.sha256"}
+    for wrong in (changed, less, none):
+        np.savez(state_file, allow_pickle=False, **wrong)
+        with pytest.raises(ValueError, match="damaged"):
+            checkpoint.load(state_file)
+    np.savez_compressed(state_file, allow_pickle=False, **members)
+    with pytest.raises(ValueError, match="compressed"):
+        checkpoint.load(state_file)
+
+
 def test_a_damaged_state_does_not_displace_later_ones(tiny_config: Make, tmp_path: Path) -> None:
     """Killed after the damaged state was passed over, the run goes on from what it saved since."""
     folder = tmp_path / "run"

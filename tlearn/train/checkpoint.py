@@ -1,25 +1,28 @@
 """Resumable states on disk: written atomically, verified when read.
 
-A file is a NumPy ``.npz``: a zip without pickles, whose CRC-32 of each array is checked on reading. Next to the arrays
-it holds one JSON text, ``state``.
+A file is a NumPy ``.npz``: a zip without pickles and without compression. Next to the arrays it holds one JSON text,
+the state, and the SHA-256 of everything else in it, which is compared on reading.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 _STATE = "state.json"
+_CHECKSUM = "state.sha256"
+_DAMAGES = (OSError, ValueError, KeyError, EOFError, MemoryError, AttributeError, zipfile.BadZipFile)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Replace a file as a whole: after a crash it holds the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,31 +40,53 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def sha256(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over names, shapes and every bit of some arrays, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.shape} {array.itemsize} ".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def save(path: Path, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any] | None = None) -> None:
     """Write arrays and a state that JSON can hold."""
+    members = {**arrays, _STATE: np.frombuffer(json.dumps(state or {}).encode(), dtype=np.uint8)}
+    checksum = np.frombuffer(bytes.fromhex(sha256(members)), dtype=np.uint8)
     buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(state or {}).encode(), dtype=np.uint8)
-    np.savez(buffer, allow_pickle=False, **{**arrays, _STATE: text})
-    write_atomic(path, buffer.getvalue())
+    np.savez(buffer, allow_pickle=False, **{**members, _CHECKSUM: checksum})
+    write_atomic(path, buffer.getbuffer())
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what ``save`` wrote. Raises ValueError when the file is damaged."""
+    """Read what ``save`` wrote. Raises ValueError when the file is not that any more."""
     try:
         with np.load(path, allow_pickle=False) as file:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
+                raise ValueError("it is compressed")  # nothing of ours is; a few bytes could unpack to terabytes
             arrays = {name: file[name] for name in file.files}
+        if arrays.pop(_CHECKSUM).tobytes().hex() != sha256(arrays):
+            raise ValueError("its checksum is that of another content")
         return arrays, json.loads(arrays.pop(_STATE).tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGES as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def latest(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """The newest state that can be read; None when there is none. A damaged one is passed over."""
+def latest(
+    folder: Path, damaged: Callable[[str], None] = lambda message: None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The newest state that is whole; None when there is none.
+
+    Args:
+        folder: of the states.
+        damaged: told of each one that is passed over.
+    """
     for path in sorted(folder.glob("step-*.npz"), reverse=True):
         try:
             return load(path)
-        except ValueError:
-            continue
+        except ValueError as error:
+            damaged(str(error))
     return None
 
 
