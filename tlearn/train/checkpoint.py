@@ -19,7 +19,8 @@ import numpy as np
 
 _STATE = "state.json"
 _CHECKSUM = "state.sha256"
-_DAMAGES = (OSError, ValueError, KeyError, EOFError, MemoryError, AttributeError, zipfile.BadZipFile)
+# what zipfile and NumPy raise for files that are none of theirs, or say that they are encrypted or of endless size
+_DAMAGES = (OSError, ValueError, LookupError, EOFError, MemoryError, AttributeError, RuntimeError, zipfile.BadZipFile)
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
