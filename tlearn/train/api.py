@@ -19,6 +19,7 @@ from tlearn.train.console import Terminal, plan_table
 from tlearn.train.environment import prepare_process
 from tlearn.train.losses import metric_names
 from tlearn.train.run import Run, resolve_weights
+from tlearn.train.storage import explained
 
 if TYPE_CHECKING:
     from tlearn.train.classifier import Classifier
@@ -101,11 +102,10 @@ def fit(
         raise ConfigError(Problem("resume", "is for the command line", f"call tlearn.resume({config.resume!r})"))
     terminal = terminal or Terminal(config.log.progress)
     prepared = prepare(config)
-    run = Run.create(config)
-    with run.locked():
-        given = None if overrides is None else list(overrides)
-        run.write_inputs(_absolute(config), given, manifest(prepared.data), _weights_identity(config))
-        run.write_plan(prepared.plan.as_dict())
+    run, given = Run.create(config), None if overrides is None else list(overrides)
+    with explained(run.path, how_to_go_on(run)), run.locked():
+        facts = manifest(prepared.data), _weights_identity(config), prepared.plan.as_dict()
+        run.write_inputs(_absolute(config), given, *facts)
         return _train(run, prepared, terminal, should_stop, resuming=False)
 
 
@@ -123,12 +123,18 @@ def resume(
     run = Run.open(path)
     config = run.config
     terminal = terminal or Terminal(config.log.progress)
-    if run.summary_file.is_file():
-        raise UserError(Problem(str(run.path), "has finished; there is nothing to resume"))
-    with run.locked():
+    _refuse_finished(run)
+    with explained(run.path, how_to_go_on(run)), run.locked():
+        _refuse_finished(run)  # now that nobody else can be finishing it
         prepared = prepare(config)
         _check_unchanged(run, prepared)
+        run.sweep()
         return _train(run, prepared, terminal, should_stop, resuming=True)
+
+
+def _refuse_finished(run: Run) -> None:
+    if run.summary_file.is_file():
+        raise UserError(Problem(str(run.path), "has finished; there is nothing to resume"))
 
 
 def open_run(path: str | Path) -> Run:
@@ -153,10 +159,19 @@ def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callab
         terminal=terminal,
         should_stop=should_stop,
     )
-    if resuming:
-        trainer.restore()
-    trainer.run()
+    try:
+        if resuming:
+            trainer.restore()
+        trainer.run()
+    except DataError as error:
+        error.add_note(how_to_go_on(run))
+        raise
     return run
+
+
+def how_to_go_on(run: Run) -> str:
+    """What to do when the cause of a stop is mended."""
+    return f"the run stands at its last saved state; go on with: python -m tlearn.train resume={run.path}"
 
 
 def image_size(config: Config) -> int:

@@ -11,11 +11,14 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tlearn.train.storage import is_storage_fault, naming
 
 _STATE = "state.json"
 _CHECKSUM = "state.sha256"
@@ -25,20 +28,40 @@ _DAMAGES = (OSError, ValueError, LookupError, EOFError, MemoryError, AttributeEr
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Replace a file as a whole: after a crash it holds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which takes the place of ``path`` once the block has ended.
+
+    Raises:
+        OSError: it names ``path``, which holds what it held before.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}.{path.name}")
+    with naming(path):
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        _sync(path.parent)  # the rename itself must survive a power cut
+
+
+TEMPORARY = ".partial."
+"""What the names of unfinished files begin with: a killed process leaves them."""
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.fsync(opened)
     finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def sha256(arrays: Mapping[str, Any]) -> str:
@@ -61,7 +84,12 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any] 
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what ``save`` wrote. Raises ValueError when the file is not that any more."""
+    """Read what ``save`` wrote.
+
+    Raises:
+        ValueError: the file is not that any more.
+        OSError: the disk or the network refuses to give it: it may be sound.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
@@ -71,6 +99,8 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             raise ValueError("its checksum is that of another content")
         return arrays, json.loads(arrays.pop(_STATE).tobytes())
     except _DAMAGES as error:
+        if isinstance(error, OSError) and is_storage_fault(error) and path.exists():
+            raise
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
@@ -100,4 +130,5 @@ def save_step(folder: Path, step: int, arrays: Mapping[str, np.ndarray], state: 
     save(path, arrays, state)
     earlier = [other for other in sorted(folder.glob("step-*.npz")) if other.name <= path.name]
     for other in set(folder.glob("step-*.npz")) - set(earlier[-keep:]):
-        other.unlink()
+        with naming(other):
+            other.unlink()

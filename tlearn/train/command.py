@@ -49,6 +49,8 @@ def print_problems(error: UserError) -> None:
     """Everything that is wrong, on standard error."""
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(note, file=sys.stderr)
 
 
 def _run(overrides: list[str]) -> int:

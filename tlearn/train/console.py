@@ -45,8 +45,12 @@ class Terminal:
         whole = all(isinstance(part, str) for part in what)  # a command broken in two could not be pasted
         self._console.print(*what, soft_wrap=whole)
         if self._log is not None:
-            with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                Console(file=file, width=_PLAIN_WIDTH, highlight=False, markup=False).print(*what, soft_wrap=whole)
+            try:
+                with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
+                    Console(file=file, width=_PLAIN_WIDTH, highlight=False, markup=False).print(*what, soft_wrap=whole)
+            except OSError as error:  # it is for people, and they have read it here
+                self._console.print(f"{self._log}: {error.strerror}; the log ends here")
+                self._log = None
 
     def start_epoch(self, label: str, steps: int, done: int) -> None:
         """Begin the bar of an epoch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import keras
@@ -72,9 +71,8 @@ def _take_best_weights(run: Run, classifier: Classifier) -> None:
 
 def _save_model(run: Run, model: keras.Model) -> None:
     """Write the model under its name only when it is whole."""
-    partial = run.path / ".partial.keras"
-    model.save(partial)
-    os.replace(partial, run.model_file)
+    with checkpoint.replacing(run.model_file) as partial:
+        model.save(partial)
 
 
 def _evaluate(evaluate: Evaluation, batches: tf.data.Dataset, split: str, plan: Plan) -> tuple[Logs, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from tlearn.config import Config
 from tlearn.train.run import Run
+from tlearn.train.storage import naming
 
 
 class MetricsLog:
@@ -33,7 +36,7 @@ class MetricsLog:
             values: metrics, validation ones with ``val_`` before their names.
         """
         record = {"event": event, "stage": stage, "epoch": epoch, "step": step, "global_step": global_step}
-        with open(self._path, "a", encoding="utf-8") as file:
+        with naming(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record | values) + "\n")
 
 
@@ -51,7 +54,7 @@ class TensorBoardLog:
             return
         import tensorflow as tf
 
-        with self._writer(split).as_default(step=step):
+        with self._writing(split, step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
 
@@ -61,7 +64,7 @@ class TensorBoardLog:
             return
         import tensorflow as tf
 
-        with self._writer("train").as_default(step=step):
+        with self._writing("train", step):
             tf.summary.image(name, np.clip(images, 0, 255).astype(np.uint8), max_outputs=most)
 
     def png(self, split: str, name: str, data: bytes, step: int) -> None:
@@ -72,7 +75,7 @@ class TensorBoardLog:
         from PIL import Image
 
         pixels = np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))
-        with self._writer(split).as_default(step=step):
+        with self._writing(split, step):
             tf.summary.image(name, pixels[np.newaxis])
 
     def hyperparameters(self, config: Config, metrics: Mapping[str, float], step: int) -> None:
@@ -82,28 +85,50 @@ class TensorBoardLog:
         import tensorflow as tf
         from tensorboard.plugins.hparams import api
 
-        with self._writer("hparams").as_default(step=step):
+        with self._writing("hparams", step):
             api.hparams(hyperparameters(config), trial_id=self._run.path.name)
             for name, value in metrics.items():
                 tf.summary.scalar(name, value)
 
     def flush(self) -> None:
         """Make what was written visible to TensorBoard."""
-        for writer in self._writers.values():
-            writer.flush()
+        for split, writer in self._writers.items():
+            with self._refusals(split):
+                writer.flush()
 
     def close(self) -> None:
         """End the event files."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        while self._writers:
+            split, writer = self._writers.popitem()
+            with self._refusals(split):
+                writer.close()
 
-    def _writer(self, split: str) -> Any:
+    @contextlib.contextmanager
+    def _writing(self, split: str, step: int) -> Iterator[None]:
+        """Summaries of the block go to a split's file. Raises OSError when it cannot be written."""
         import tensorflow as tf
 
-        if split not in self._writers:
-            self._writers[split] = tf.summary.create_file_writer(str(self._run.tensorboard / split))
-        return self._writers[split]
+        with self._refusals(split):
+            if split not in self._writers:
+                self._writers[split] = tf.summary.create_file_writer(str(self._run.tensorboard / split))
+            with self._writers[split].as_default(step=step):
+                yield
+
+    @contextlib.contextmanager
+    def _refusals(self, split: str) -> Iterator[None]:
+        """What the system refuses arrives as an exception of TensorFlow's: make it one of the system's again."""
+        import tensorflow as tf
+
+        numbers = {
+            tf.errors.ResourceExhaustedError: errno.ENOSPC,
+            tf.errors.PermissionDeniedError: errno.EACCES,
+            tf.errors.NotFoundError: errno.ENOENT,
+        }
+        try:
+            yield
+        except tf.errors.OpError as error:
+            said = error.message.splitlines()[0]
+            raise OSError(numbers.get(type(error), errno.EIO), said, str(self._run.tensorboard / split)) from error
 
 
 def hyperparameters(config: Config) -> dict[str, float | int | str | bool]:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -20,13 +21,16 @@ from omegaconf import OmegaConf
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError
-from tlearn.train.checkpoint import write_atomic
+from tlearn.train.checkpoint import TEMPORARY, write_atomic
 from tlearn.train.foreign import read_json, refuse_links
+from tlearn.train.storage import explained, naming
 from tlearn.typed import typed
 from tlearn.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     import keras
+
+NOTHING_BEGUN = "nothing was trained yet: start the run anew"
 
 _PACKAGES = (
     "tlearn",
@@ -71,6 +75,7 @@ class Run:
 
         Raises:
             ConfigError: ``run_dir`` exists, or the folder cannot be made.
+            StorageError: nothing can be made in it.
         """
         try:
             if config.run_dir is not None:
@@ -84,7 +89,8 @@ class Run:
         except OSError as error:
             raise ConfigError(Problem("run_dir", f"the run folder cannot be made: {error}")) from None
         run = cls(path.resolve())
-        run.checkpoints.mkdir()
+        with explained(run.path, NOTHING_BEGUN):
+            run.checkpoints.mkdir()
         return run
 
     @classmethod
@@ -92,21 +98,34 @@ class Run:
         """An existing run. Raises UserError when the folder is not one."""
         run = cls(Path(path).expanduser().resolve())
         if not run.config_file.is_file():
-            raise UserError(Problem(str(path), "is not a run folder: it has no config.yaml"))
+            fix = "a run that was killed before it began is started anew"
+            raise UserError(Problem(str(path), "is not a run folder: it has no config.yaml", fix))
         return run
 
     def write_inputs(
-        self, config: Config, overrides: list[str] | None, manifest: Mapping[str, Any], weights: Mapping[str, Any]
+        self,
+        config: Config,
+        overrides: list[str] | None,
+        manifest: Mapping[str, Any],
+        weights: Mapping[str, Any],
+        plan: Mapping[str, Any],
     ) -> None:
-        """Write what the run is made from: everything needed to repeat it."""
-        write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-        write_atomic(self.overrides_file, yaml.safe_dump(overrides).encode())
-        self._write_json(self.environment_file, environment() | {"weights": weights})
-        self._write_json(self.manifest_file, manifest)
+        """Write what the run is made from, everything needed to repeat it, and what it will do.
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """Write the plan."""
-        self._write_json(self.plan_file, plan)
+        Raises:
+            StorageError: the folder cannot take it, and is gone again.
+        """
+        with explained(self.path, NOTHING_BEGUN):
+            try:
+                write_atomic(self.overrides_file, yaml.safe_dump(overrides).encode())
+                self._write_json(self.environment_file, environment() | {"weights": weights})
+                self._write_json(self.manifest_file, manifest)
+                self._write_json(self.plan_file, plan)
+                # Last: a folder with a config has all the others too.
+                write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+            except OSError:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, the same that the command prints as its last line."""
@@ -184,12 +203,23 @@ class Run:
             UserError: another process holds it, or something in it leads elsewhere.
         """
         refuse_links(self.path)
-        with open(self.path / ".lock", "a") as file:
+        lock = self.path / ".lock"
+        with naming(lock):
+            file = open(lock, "a")  # noqa: SIM115  held as long as the block lasts
+        with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with naming(lock):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(Problem(str(self.path), "another process is working on this run")) from None
             yield
+
+    def sweep(self) -> None:
+        """Delete what killed processes left unfinished. The lock is held."""
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob(f"{TEMPORARY}*"):
+                with naming(path):
+                    path.unlink()
 
 
 def resolve_weights(weights: str | None) -> str | None:

@@ -105,8 +105,8 @@ class Trainer:
             raise
         finally:
             self._terminal.end_epoch()
-            self._board.close()
             self._features.close()
+            self._board.close()
         return finish(
             self._run,
             self._config,
