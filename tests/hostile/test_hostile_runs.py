@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import re
 import socket
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,3 +147,82 @@ def test_states_are_never_unpickled(run: Path, monkeypatch: pytest.MonkeyPatch) 
     (states / "array.npy").rename(states / "step-0000000004.npz")
     assert checkpoint.latest(states) is None
     assert not (run.parent / "unpickled").exists()
+
+
+# --- states that are too large ---------------------------------------------------------------------------------------
+
+MOST = checkpoint.largest([np.zeros(1000, np.float32)])
+
+
+def npy(shape: tuple[int, ...], content: bytes = b"") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+    return file.getvalue() + content
+
+
+def zipped(compression: int, *members: bytes) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for index, content in enumerate(members):
+                archive.writestr(f"{index}.npy", content)
+
+    return make
+
+
+def sparse(path: Path) -> None:
+    """A terabyte that takes no room: the directory of the zip lies behind the hole."""
+    zipped(zipfile.ZIP_STORED, npy((4,), bytes(4)))(path)
+    content = path.read_bytes()
+    with path.open("wb") as file:
+        file.seek(2**40)
+        file.write(content)
+
+
+def overlapping(path: Path) -> None:
+    """Forty members that are the same ten megabytes."""
+    zipped(zipfile.ZIP_STORED, npy((10_000_000,), bytes(10_000_000)))(path)
+    content = path.read_bytes()
+    at = content.index(b"PK\x01\x02")
+    entry, end = content[at : content.index(b"PK\x05\x06")], bytearray(content[content.index(b"PK\x05\x06") :])
+    names = [entry.replace(b"0.npy", f"{index}.npy"[-5:].encode()) for index in range(40)]
+    end[8:12] = (40).to_bytes(2, "little") * 2
+    end[12:16] = sum(map(len, names)).to_bytes(4, "little")
+    path.write_bytes(content[:at] + b"".join(names) + bytes(end))
+
+
+STATES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "sparse": (sparse, "states of this network have"),
+    "compressed": (zipped(zipfile.ZIP_DEFLATED, npy((2**30,), bytes(2**24))), "compressed"),
+    "overlapping": (overlapping, "declares more bytes than it has"),
+    "a declared terabyte": (zipped(zipfile.ZIP_STORED, npy((2**40,), bytes(100))), "damaged"),
+    "declared past any number": (zipped(zipfile.ZIP_STORED, npy((2**62, 2**62), bytes(100))), "damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_states_that_are_too_large_are_not_read(case: str, tmp_path: Path) -> None:
+    make, says = STATES[case]
+    make(tmp_path / "step-0000000001.npz")
+    with pytest.raises(ValueError, match=says):
+        checkpoint.load(tmp_path / "step-0000000001.npz", most=MOST)
+    told: list[str] = []
+    assert checkpoint.latest(tmp_path, told.append, most=MOST) is None
+    assert len(told) == 1
+
+
+_PEAK = """
+import re, sys
+from pathlib import Path
+from tlearn.train import checkpoint
+assert checkpoint.latest(Path(sys.argv[1]), most=int(sys.argv[2])) is None
+print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def test_states_that_are_too_large_take_no_memory(tmp_path: Path) -> None:
+    for number, (make, _) in enumerate(STATES.values()):
+        make(tmp_path / f"step-{number:010d}.npz")
+    command = [sys.executable, "-c", _PEAK, str(tmp_path), str(MOST)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert int(re.findall(r"\d+", done.stdout)[0]) < 400_000, f"{done.stdout.strip()} kB"

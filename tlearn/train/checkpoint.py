@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -83,17 +84,37 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any] 
     write_atomic(path, buffer.getbuffer())
 
 
-def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def largest(variables: Iterable[Any]) -> int:
+    """Bytes that a state with these variables of a model may have: an optimizer adds at most some copies of each."""
+    network: int = sum(math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in variables)
+    return _MOST_TIMES * network + _SPARE
+
+
+_MOST_TIMES, _SPARE = 16, 64 * 1024**2
+
+
+def load(path: Path, *, most: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what ``save`` wrote.
+
+    Args:
+        path: of the state.
+        most: bytes that it may have; None: any number.
 
     Raises:
         ValueError: the file is not that any more.
         OSError: the disk or the network refuses to give it: it may be sound.
     """
     try:
+        size = path.stat().st_size
+        if most is not None and size > most:
+            raise ValueError(f"it has {size:,} bytes; the states of this network have {most:,} at most")
         with np.load(path, allow_pickle=False) as file:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
-                raise ValueError("it is compressed")  # nothing of ours is; a few bytes could unpack to terabytes
+            members = file.zip.infolist()
+            # Nothing of ours is compressed, or said twice: a few bytes could unpack to terabytes.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError("it is compressed")
+            if sum(member.file_size for member in members) > size:
+                raise ValueError("it declares more bytes than it has")
             arrays = {name: file[name] for name in file.files}
         if arrays.pop(_CHECKSUM).tobytes().hex() != sha256(arrays):
             raise ValueError("its checksum is that of another content")
@@ -105,17 +126,18 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def latest(
-    folder: Path, damaged: Callable[[str], None] = lambda message: None
+    folder: Path, damaged: Callable[[str], None] = lambda message: None, *, most: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The newest state that is whole; None when there is none.
 
     Args:
         folder: of the states.
         damaged: told of each one that is passed over.
+        most: bytes that one may have.
     """
     for path in sorted(folder.glob("step-*.npz"), reverse=True):
         try:
-            return load(path)
+            return load(path, most=most)
         except ValueError as error:
             damaged(str(error))
     return None

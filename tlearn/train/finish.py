@@ -61,8 +61,9 @@ def finish(
 def _take_best_weights(run: Run, classifier: Classifier) -> None:
     """Raises UserError when their file is gone or damaged."""
     try:
-        arrays, _ = checkpoint.load(run.best_file)
-        for key, variable in classifier.variables().items():
+        variables = classifier.variables()
+        arrays, _ = checkpoint.load(run.best_file, most=checkpoint.largest(variables.values()))
+        for key, variable in variables.items():
             variable.assign(arrays[key])
     except (ValueError, KeyError) as error:
         fix = "checkpoint.final=last does without the best weights"

@@ -121,7 +121,8 @@ class Trainer:
 
     def restore(self) -> None:
         """Take up the newest saved state of the run, where there is one."""
-        found = checkpoint.latest(self._run.checkpoints)
+        largest = checkpoint.largest(self._classifier.model.variables)
+        found = checkpoint.latest(self._run.checkpoints, most=largest)
         if found is not None:
             self._saved_state, progress = found
             self._progress = Progress(**progress)
