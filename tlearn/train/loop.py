@@ -62,7 +62,7 @@ class Loop:
     ) -> None:
         self._model = model
         train_step = make_train_step(model, xla=xla, prefix=prefix)
-        self._execute = (_execution_on_chunks if in_chunks else _execution)(train_step, iter(batches))
+        self._execute = (_execution_on_chunks if in_chunks else _execution)(model, train_step, iter(batches))
         self._seconds_per_step = math.inf
 
     def run(self, start: int, stop_at: Callable[[int], int]) -> Iterator[tuple[int, Logs]]:
@@ -105,29 +105,26 @@ _Execution = Callable[[int], tuple[int, dict[str, Any]]]
 """Runs some steps, at most as many as it is given; how many it has run, and the running means."""
 
 
-def _execution(train_step: _TrainStep, batches: Any) -> _Execution:
+def _execution(model: keras.Model, train_step: _TrainStep, batches: Any) -> _Execution:
     """One graph takes the batches of all its steps from the stream."""
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def run_steps(batches: Any, count: Any) -> Any:
-        logs = train_step(next(batches))
-        for _ in tf.range(count - 1):
-            logs = train_step(next(batches))
-        return logs
+        _repeat(lambda _: train_step(batches.get_next()), tf.constant(0), count)
+        return model.get_metrics_result()
 
     return lambda most: (most, run_steps(batches, tf.constant(most)))
 
 
-def _execution_on_chunks(train_step: _TrainStep, chunks: Any) -> _Execution:
+def _execution_on_chunks(model: keras.Model, train_step: _TrainStep, chunks: Any) -> _Execution:
     """The graph cuts its batches out of a chunk: taking each from a stream would cost as much as a small step."""
     number = tf.TensorSpec((), tf.int32)
+    chunk_spec = chunks.element_spec  # one graph for chunks of all sizes
 
-    @tf.function(input_signature=[chunks.element_spec, number, number])  # one graph for chunks of all sizes
-    def run_steps(chunk: Any, first: Any, last: Any) -> Any:
-        logs = train_step(tf.nest.map_structure(lambda tensor: tensor[first], chunk))
-        for step in tf.range(first + 1, last + 1):
-            logs = train_step(tf.nest.map_structure(lambda tensor: tensor[step], chunk))  # noqa: B023, called at once
-        return logs
+    @tf.function(input_signature=[chunk_spec, number, number], autograph=False)
+    def run_steps(chunk: Any, first: Any, stop: Any) -> Any:
+        _repeat(lambda step: train_step(tf.nest.map_structure(lambda tensor: tensor[step], chunk)), first, stop)
+        return model.get_metrics_result()
 
     chunk, done, steps = None, 0, 0
 
@@ -138,9 +135,19 @@ def _execution_on_chunks(train_step: _TrainStep, chunks: Any) -> _Execution:
             steps = int(tf.nest.flatten(chunk)[0].shape[0])
         count = min(most, steps - done)
         done += count
-        return count, run_steps(chunk, tf.constant(done - count), tf.constant(done - 1))
+        return count, run_steps(chunk, tf.constant(done - count), tf.constant(done))
 
     return execute
+
+
+def _repeat(call: Callable[[Any], Any], first: Any, stop: Any) -> None:
+    """A loop in the graph: the call with first..stop-1. It is traced once, and what it returns is not computed."""
+
+    def body(number: Any) -> Any:
+        call(number)
+        return number + 1
+
+    tf.while_loop(lambda number: number < stop, body, [first])
 
 
 def make_train_step(model: keras.Model, *, xla: bool = False, prefix: Callable[[Any], Any] | None = None) -> _TrainStep:
@@ -150,7 +157,7 @@ def make_train_step(model: keras.Model, *, xla: bool = False, prefix: Callable[[
         inputs, *targets = batch
         return model.train_step((prefix(inputs) if prefix else inputs, *targets))
 
-    made: _TrainStep = tf.function(step, jit_compile=xla, reduce_retracing=True)
+    made: _TrainStep = tf.function(step, jit_compile=xla, reduce_retracing=True, autograph=False)
     return made
 
 
@@ -166,7 +173,7 @@ class Evaluation:
     def __init__(self, model: keras.Model, loss: keras.losses.Loss, metrics: list[keras.metrics.Metric]) -> None:
         self._metrics = [keras.metrics.Mean("loss"), *metrics]
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def step(images: Any, targets: Any) -> Any:
             logits = model(images, training=False)
             self._metrics[0].update_state(loss(targets, logits), sample_weight=tf.shape(targets)[0])
@@ -177,10 +184,12 @@ class Evaluation:
         def stacked(tensor: Any) -> tf.TensorSpec:
             return tf.TensorSpec([None, None, *tensor.shape[1:]], tf.float32)
 
-        @tf.function(input_signature=[[stacked(tensor) for tensor in model.inputs], stacked(model.output)])
-        def chunk(tensors: Any, targets: Any) -> None:  # one graph for chunks of all sizes
-            for index in tf.range(tf.shape(targets)[0]):
-                step([tensor[index] for tensor in tensors], targets[index])
+        signature = [[stacked(tensor) for tensor in model.inputs], stacked(model.output)]
+
+        @tf.function(input_signature=signature, autograph=False)  # one graph for chunks of all sizes
+        def chunk(tensors: Any, targets: Any) -> None:
+            steps = tf.shape(targets)[0]
+            _repeat(lambda index: step([tensor[index] for tensor in tensors], targets[index]), tf.constant(0), steps)
 
         self._step, self._chunk = step, chunk
 
