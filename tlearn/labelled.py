@@ -232,6 +232,28 @@ def known_only(
     return replace(kept, notices=(*data.notices, left_out))
 
 
+def check_every_class(
+    data: Labelled, classes: tuple[str, ...], wordnet: tuple[str, ...] | None, *, count: int, where: str
+) -> None:
+    """Raise UserError where there is no image of a class: its scores would be missing, and averages be over the rest.
+
+    Args:
+        data: images whose classes the network knows.
+        classes, wordnet: of the network.
+        count: how many of the classes, from the first on, must have images.
+        where: the images, for the message.
+    """
+    truth = truth_for(data, classes, wordnet)
+    images = truth.sum(axis=0) if data.several else np.bincount(truth, minlength=len(classes))
+    missing = [repr(name) for name, number in zip(classes[:count], images, strict=False) if not number]
+    if not missing:
+        return
+    shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    what = f"no image of {len(missing):,} of {count:,} classes: {shown}"
+    fix = "--allow-missing-classes leaves them out of the averages (allow_missing=True from Python)"
+    raise UserError(Problem(where, what, fix))
+
+
 def truth_for(data: Labelled, classes: tuple[str, ...], wordnet: tuple[str, ...] | None) -> NDArray[np.int64]:
     """The labels as outputs of a network that knows all of them: (n,), or 0 and 1 (n, outputs)."""
     indices = _indices(data.classes, classes, wordnet)

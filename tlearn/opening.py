@@ -7,7 +7,6 @@ are read as arrays.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -165,7 +164,7 @@ def _facts(run: Run) -> tuple[Config, tuple[str, ...], bool]:
             raise ValueError("manifest.json: its classes make no sense")
     except ConfigError as error:
         fix = (
-            f"the run is from tlearn {_version(run)}: use that version; modules of your own are named in TLEARN_PLUGINS"
+            f"the run is from tlearn {run.made_by}: use that version; modules of your own are named in TLEARN_PLUGINS"
         )
         problems = [Problem(f"{run.config_file}: {problem.where}", problem.what, fix) for problem in error.problems]
         raise UserError(problems) from None
@@ -173,14 +172,6 @@ def _facts(run: Run) -> tuple[Config, tuple[str, ...], bool]:
         words = " ".join(str(error).split())[:300]
         raise UserError(Problem(str(run.path), f"this run folder is damaged: {words}")) from error
     return config, classes, multi_label
-
-
-def _version(run: Run) -> str:
-    """The version of tlearn that made a run, as far as its folder says."""
-    try:
-        return str(json.loads(run.environment_file.read_text(encoding="utf-8"))["packages"]["tlearn"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "of an unknown version"
 
 
 def _chosen_outputs(network: Network, layer: Layer | Sequence[Layer] | None, pooling: Pooling | str | None) -> Any:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 import tlearn
 from tlearn.evaluate.command import main
+from tlearn.images import Columns
 from tlearn.train.run import Run
 
 
@@ -85,7 +86,7 @@ def test_a_run_with_several_labels(labels_network: tlearn.Network, labels_run: P
 def test_the_command_writes_a_folder_for_people_and_machines(
     digits_run: Path, numbers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(digits_run), "--data", str(numbers), "-o", "report", "--resamples", "100"]
+    arguments = [str(digits_run), "--data", str(numbers), "--allow-missing-classes", "-o", "report", "--resamples", "100"]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
@@ -125,7 +126,7 @@ def test_names_cannot_escape_into_the_page(network: tlearn.Network, numbers: Pat
 
     odd = numbers / "0" / "<script>x&\x1b[2J\udcff.png"
     shutil.copy(numbers / "0" / "0.png", odd)
-    found = network.evaluate(numbers, resamples=100)
+    found = network.evaluate(numbers, resamples=100, allow_missing=True)
     page = evaluation_page(found, {})
     page.encode()
     assert "<script" not in page
@@ -169,11 +170,11 @@ def test_many_classes_still_fit_a_terminal() -> None:
 def test_classes_are_found_by_name(
     network: tlearn.Network, numbers: Path, draw: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = network.evaluate(numbers, resamples=100)
+    expected = network.evaluate(numbers, resamples=100, allow_missing=True)
     draw(numbers / "ten" / "10.png", 10)
     with pytest.raises(tlearn.UserError, match=r"does not know: 'ten'(?s:.)*--skip-unknown"):
         network.evaluate(numbers)
-    found = network.evaluate(numbers, skip_unknown=True, resamples=100)
+    found = network.evaluate(numbers, skip_unknown=True, resamples=100, allow_missing=True)
     assert found.scores == expected.scores
     assert found.notices[0] == "1 images of classes that the network does not know were left out: 'ten'"
 
@@ -181,10 +182,33 @@ def test_classes_are_found_by_name(
     rows = [f"{path.relative_to(numbers)},{path.parent.name}" for path in sorted(numbers.glob("[0-9]/*.png"))]
     (numbers / "table.csv").write_text("\n".join(["file,digit", *rows, "broken.png,2"]))
     arguments = ["--data", str(numbers / "table.csv"), "--image-column", "file", "--label-column", "digit"]
+    arguments.append("--allow-missing-classes")
     assert main([str(network.run.path), *arguments, "--format", "json"]) == 0  # type: ignore[union-attr]
     captured = capsys.readouterr()
     assert json.loads(captured.out)["scores"]["accuracy"]["value"] == expected["accuracy"]
     assert "1 image could not be read" in captured.err
+
+
+def test_every_class_has_images(network: tlearn.Network, numbers: Path, draw: Callable[..., Path]) -> None:
+    """Of one label or several, for a classifier or a probe; it is said before an image is opened."""
+    from tlearn.labelled import check_every_class, other_data
+
+    for index in range(3, 10):
+        draw(numbers / str(index) / f"{index}.png", index)
+    assert network.evaluate(numbers, resamples=100).outputs.images.split == "all"
+    (numbers / "9" / "9.png").write_bytes(b"")
+    shutil.rmtree(numbers / "8")
+    with pytest.raises(tlearn.UserError, match="no image of 1 of 10 classes: '8'"):
+        network.evaluate(numbers)
+    (numbers / "probe.csv").write_text("path,label,split\n0/0.png,0,train\n1/1.png,1,train\n0/3.png,0,val\n")
+    with pytest.raises(tlearn.UserError, match="the val images: no image of 1 of 2 classes: '1'"):
+        network.evaluate(numbers / "probe.csv", method="knn", columns=Columns(split="split"))
+
+    (numbers / "several.csv").write_text("path,label\n0/0.png,a|b\n1/1.png,a\n2/2.png,\n")
+    several = other_data(str(numbers / "several.csv"), None, Columns(), 10**6, several=True)
+    check_every_class(several, ("a", "b", "c"), None, count=2, where="here")
+    with pytest.raises(tlearn.UserError, match="here: no image of 1 of 3 classes: 'c'"):
+        check_every_class(several, ("a", "b", "c"), None, count=3, where="here")
 
 
 def test_a_run_is_not_better_than_itself(network: tlearn.Network, altered: Callable[..., Path]) -> None:
@@ -223,7 +247,9 @@ def test_imagenet_classes_by_wordnet_id(assets: Path, keras_home: Path, tmp_path
         (tmp_path / "photos" / name).mkdir(parents=True)
         shutil.copy(assets / "open-photos" / file, tmp_path / "photos" / name)
     network = tlearn.backbone("mobilenet", alpha=0.25, include_top=True)
-    found = network.evaluate(tmp_path / "photos", resamples=100)
+    with pytest.raises(tlearn.UserError, match="no image of 998 of 1,000 classes: 'tench'"):
+        network.evaluate(tmp_path / "photos")
+    found = network.evaluate(tmp_path / "photos", resamples=100, allow_missing=True)
     assert found["accuracy"] == 1
     assert {each.name for each in found.classes if each.support} == {"Egyptian cat", "hotdog"}
 
@@ -303,7 +329,8 @@ def test_a_backbone_without_a_run(pictures: Path, capsys: pytest.CaptureFixture[
         (["{run}", "--method", "knn", "--against", "{run}"], ("does not go with --method",)),
         (["{run}", "--resamples", "1", "--confidence", "2"], ("--resamples", "--confidence")),
         (["{run}", "--data", "{empty}"], ("holds no folders",)),
-        (["{run}", "--data", "{bad}"], ("not one could be read", "is not an image")),
+        (["{run}", "--data", "{table}"], ("no image of 9 of 10 classes: '0', '2', '3'", "--allow-missing-classes")),
+        (["{run}", "--data", "{bad}", "--allow-missing-classes"], ("not one could be read", "is not an image")),
         (["{run}", "--data", "{table}", "--label-column", "kind"], ("--label-column", "one of: label, path")),
         (["{run}", "--data", "{table}", "--split", "test"], ("has no test images of its own",)),
         (["{run}", "--output", "{bad}"], ("holds other things",)),
@@ -341,6 +368,7 @@ def test_mistakes(
     [
         ("summary.json", None, "has not finished"),
         ("config.yaml", b"backbone: {name: mobilenet, of_tomorrow: 1}\n", "use that version"),
+        ("environment.json", {"run_format": 2, "packages": {"tlearn": "9.1"}}, "made by tlearn 9.1, which is newer"),
     ],
 )
 def test_runs_that_cannot_be_evaluated(

@@ -14,6 +14,7 @@ from tlearn.images import Columns, is_table
 from tlearn.labelled import (
     SPLITS,
     Labelled,
+    check_every_class,
     divide_other_data,
     known_only,
     other_data,
@@ -39,6 +40,7 @@ class Settings:
         method: ``classifier``: the network's own; ``knn`` and ``linear``: its features, see ``tlearn.evaluate.probes``.
         columns: of a table of images.
         skip_unknown: leave out images of classes that the network does not know, instead of raising.
+        allow_missing: evaluate although there is no image of some class, instead of raising.
         temperature: fit temperature scaling to a run's validation images.
         threshold: probability from which on a label is given, where images may have several.
         confidence, resamples: of the intervals.
@@ -53,6 +55,7 @@ class Settings:
     method: str = "classifier"
     columns: Columns = field(default_factory=Columns)
     skip_unknown: bool = False
+    allow_missing: bool = False
     temperature: bool = True
     threshold: float = 0.5
     confidence: float = CONFIDENCE
@@ -117,6 +120,7 @@ def evaluate_network(
     for each in (network, against):
         if each is not None:
             images = _fitting(images, each, settings)
+    _check_every_class(network, images, data, settings)
     outputs = _outputs(network, images, settings, on_batch)
     validation, notices = _validation(network, data, outputs, settings, on_batch)
     evaluation = score(
@@ -155,6 +159,14 @@ def _fitting(images: Labelled, network: Network, settings: Settings) -> Labelled
     return known_only(images, network.classes, network.wordnet, skip_unknown=settings.skip_unknown)
 
 
+def _check_every_class(network: Network, images: Labelled, data: str | None, settings: Settings) -> None:
+    """Of a run's outputs only those count that its own data have a class for."""
+    count = len(network.classes) if network.run is None else len(network.run.manifest["classes"])
+    if not settings.allow_missing:
+        where = f"the {images.split} images" if data is None else data
+        check_every_class(images, network.classes, network.wordnet, count=count, where=where)
+
+
 def _outputs(network: Network, images: Labelled, settings: Settings, on_batch: OnBatch) -> Outputs:
     return outputs_of(network, images, batch_size=settings.batch_size, on_batch=on_batch)
 
@@ -188,6 +200,9 @@ def _seen_in_training(network: Network, against: Network, data: str | None) -> l
 
 def _evaluate_features(network: Network, data: str | None, settings: Settings, on_batch: OnBatch) -> Evaluation:
     train, images = _train_and_asked(network, data, settings)
+    if not settings.allow_missing:
+        for each in (train, images):
+            check_every_class(each, each.classes, None, count=len(each.classes), where=f"the {each.split} images")
     cache = settings.cache or (network.run.config.cache if network.run else CacheConfig())
     found = probe(
         network,

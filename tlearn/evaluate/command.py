@@ -37,8 +37,8 @@ Say how good a run is: scores with intervals, each class, calibration, and the m
     python -m tlearn.evaluate runs/flowers --against runs/older         is one better? McNemar's test
     python -m tlearn.evaluate --backbone mobilenet --alpha 0.25 --data flowers --method knn
 
-Classes of other data are found by name. A class without images is said and left out of the averages; one that the
-network does not know is a mistake, unless --skip-unknown. --method knn and linear judge the features of a backbone,
+Classes of other data are found by name. A class without images is a mistake, unless --allow-missing-classes leaves it
+out of the averages; so is one that the network does not know, unless --skip-unknown. --method knn and linear judge the features of a backbone,
 or of a run's, without training a run: the data's train images teach, its val images are asked. The last line on
 standard output is JSON; with --format json there is nothing else, and everything is in it. Exit status: 0; 2 for a
 mistake in the arguments or when no image could be read.
@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--against", metavar="RUN", help="another run, to compare with on the same images")
     parser.add_argument("--method", default="classifier", metavar="M", help="classifier (default) | knn | linear")
     parser.add_argument("--skip-unknown", action="store_true", help="leave out classes that the network does not know")
+    parser.add_argument(
+        "--allow-missing-classes", action="store_true", help="leave classes without images out of the averages"
+    )
     parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
     parser.add_argument(
         "--output", "-o", metavar="PATH", help="write here too: FILE.json, FILE.html, or a folder of everything"
@@ -112,6 +115,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         method=arguments.method,
         columns=columns_of(arguments),
         skip_unknown=arguments.skip_unknown,
+        allow_missing=arguments.allow_missing_classes,
         temperature=not arguments.no_temperature,
         threshold=arguments.threshold,
         confidence=arguments.confidence,

@@ -43,6 +43,9 @@ _PACKAGES = (
     "hydra-core",
 )
 
+FORMAT = 1
+"""Of run folders, in ``environment.json``. It counts up when an older version would misread what a folder holds."""
+
 
 class Run:
     """A run on disk.
@@ -95,12 +98,35 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """An existing run. Raises UserError when the folder is not one."""
+        """An existing run. Raises UserError when the folder is not one, or is from a version too new to be read."""
         run = cls(Path(path).expanduser().resolve())
         if not run.config_file.is_file():
             fix = "a run that was killed before it began is started anew"
             raise UserError(Problem(str(path), "is not a run folder: it has no config.yaml", fix))
+        run.check_format()
         return run
+
+    def check_format(self) -> None:
+        """Raise UserError when a newer version made the folder in another format.
+
+        Nothing is asked of a folder that does not say its format.
+        """
+        try:
+            made_by = read_json(self.environment_file)
+        except UserError:  # only what is needed later must be there
+            return
+        found = made_by.get("run_format")
+        if isinstance(found, int) and found > FORMAT:
+            what = f"was made by tlearn {self.made_by}, which is newer: format {found}, and this version reads {FORMAT}"
+            raise UserError(Problem(str(self.path), what, "pip install --upgrade tlearn"))
+
+    @property
+    def made_by(self) -> str:
+        """The version of tlearn that made the run, as far as its folder says."""
+        try:
+            return str(read_json(self.environment_file)["packages"]["tlearn"])
+        except (UserError, KeyError, TypeError):
+            return "of an unknown version"
 
     def write_inputs(
         self,
@@ -118,7 +144,7 @@ class Run:
         with explained(self.path, NOTHING_BEGUN):
             try:
                 write_atomic(self.overrides_file, yaml.safe_dump(overrides).encode())
-                self._write_json(self.environment_file, environment() | {"weights": weights})
+                self._write_json(self.environment_file, {"run_format": FORMAT} | environment() | {"weights": weights})
                 self._write_json(self.manifest_file, manifest)
                 self._write_json(self.plan_file, plan)
                 # Last: a folder with a config has all the others too.
@@ -230,6 +256,7 @@ def resolve_weights(weights: str | None) -> str | None:
     if not path.is_dir():
         return str(path)
     run = Run(path)
+    run.check_format()
     if run.model_file.is_file():
         return str(run.model_file)  # the best weights or the last, as the run's checkpoint.final chose
     if not run.best_file.is_file():
