@@ -6,13 +6,16 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tlearn.arguments import (
     add_columns,
@@ -23,14 +26,20 @@ from tlearn.arguments import (
     network_parser,
     run_command,
 )
+from tlearn.config import CacheConfig, FeatureType
 from tlearn.errors import DataError, Problem, UserError, visible
 from tlearn.train.command import OK
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tlearn.feature_file import Partial
     from tlearn.images import FileImages
+    from tlearn.kept_features import KeptFeatures
     from tlearn.labelled import Labelled
     from tlearn.layers import Layer
     from tlearn.network import Network
+    from tlearn.train.console import Terminal
 
 _HELP = """\
 Write what a layer makes of images to a file, with their paths and labels.
@@ -43,11 +52,10 @@ Write what a layer makes of images to a file, with their paths and labels.
 Without --layer: the last feature map, averaged over positions. A layer is named as python -m tlearn.backbones NAME
 lists it: by name, block or index; where a block has the name of a layer, block:NAME is the block. Class folders give
 labels, and so does a table. The end of the output's name says the format: .npz, .npy (one layer; paths and labels in
-a .paths.csv beside it), .parquet or .h5. Stopped or killed, the same command goes on where it was. Images that cannot
-be read are left out and listed. Exit status: 0; 2 when no image could be read, or for a mistake in the arguments.
+a .paths.csv beside it), .parquet or .h5. Stopped or killed, the same command goes on where it was. Features lie in the
+cache that training fills, so that the same ones are computed once: --no-cache goes without. Images that cannot be read
+are left out and listed. Exit status: 0; 2 when no image could be read, or for a mistake in the arguments.
 """
-
-_AT_ONCE = 1024  # images whose features are copied from the cache at a time
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the output, and what was gathered for another"
     )
+    parser.add_argument("--cache-dir", metavar="FOLDER", help="features kept; default: where training's are")
+    parser.add_argument("--no-cache", action="store_true", help="neither look features up nor keep them")
     add_columns(parser, labels=True)
     return run_command(_command, parser, argv, stopped="stopped; the same command goes on from here")
 
@@ -98,6 +108,8 @@ def _command(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,
+        cache=replace(CacheConfig(), dir=arguments.cache_dir) if arguments.cache_dir else None,
+        keep_features=not arguments.no_cache,
     )
     unreadable = extracted.pop("unreadable")
     list_unreadable(unreadable)
@@ -127,6 +139,8 @@ def extract_features(
     dtype: str = "float32",
     batch_size: int = 32,
     overwrite: bool = False,
+    cache: CacheConfig | None = None,
+    keep_features: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Write features of image files; go on where an earlier call with the same arguments was stopped.
@@ -135,26 +149,27 @@ def extract_features(
 
     Args:
         open_network: the network, or what gives it.
-        images: from ``tlearn.images.images_of``, or ``tlearn.labelled.run_split``: their pooled features are taken
-            from the cache where training, or an evaluation, has kept them.
+        images: from ``tlearn.images.images_of``, or ``tlearn.labelled.run_split``.
         output: ``.npz``, ``.npy``, ``.parquet`` or ``.h5``.
         layers: names, blocks or indices; none: the last feature map, averaged over positions.
         pooling: of feature maps of the layers named: ``none``, ``avg`` or ``max``.
         dtype: of the numbers: ``float32`` or ``float16``.
         batch_size: images per step.
         overwrite: replace the output, and discard what was gathered for it with other arguments.
+        cache: the feature cache, where layers are looked up and kept; None: as the run, or training, would have it.
+        keep_features: whether it is used at all.
         progress: show a bar on standard error, where that is a terminal.
 
     Returns:
         ``images`` (how many), ``layers`` (shape of each for one image), ``unreadable``: (path, reason) of those left
-        out, ``resumed``: how many images were there already, ``cached``: whether they came from the feature cache.
+        out, ``resumed``: how many images were there already, ``cached``: whether all came from the feature cache.
 
     Raises:
         UserError: the output exists, its name says no format, it cannot be written, there is no such layer, another
             extraction was begun for this output, or not one image could be read.
     """
     from tlearn.feature_file import Partial, Result, beside, check_format, write_features
-    from tlearn.layers import POOLED
+    from tlearn.kept_features import engine_of, kept_features
     from tlearn.network import Network
     from tlearn.train.console import Terminal
 
@@ -174,22 +189,27 @@ def extract_features(
         "reading": {key: getattr(value, "value", value) for key, value in asdict(network.reading).items()},
         "layers": shapes,
         "pooling": pooling or "none",
+        "engine": engine_of(network).value,
     }
     signature = {**facts, "dtype": dtype, "weights": _weights_hash(network), "images": _images_hash(images)}
     terminal = Terminal(progress)
+    if cache is None:
+        cache = network.run.config.cache if network.run else CacheConfig()
     try:
         with Partial(path, shapes, dtype, signature).opened(discard=overwrite) as partial:
             if partial.kept:
                 terminal.print(f"going on after {partial.kept:,} of {len(images):,} images")
-            cached = _gather_kept(network, images, partial) if tuple(tensors) == (POOLED,) else False
-            if not cached:
-                _gather(network, images, tensors, partial, batch_size, terminal)
+            kept = kept_features(network, images, tensors, cache if keep_features else None, FeatureType.float32)
+            missing = _gather(network, images, tensors, kept, partial, batch_size, terminal)
             if not partial.count:
                 partial.remove()
                 problems = [Problem(visible(name), reason) for name, reason in partial.unreadable[:20]]
                 raise DataError([*problems, Problem("images", "not one could be read")])
             _check_space(path, partial.count, shapes, dtype)
             write_features(path, Result(partial, images, facts))
+            if not partial.unreadable and dtype == FeatureType.float32.value:
+                for name in missing:
+                    kept[name].write(partial.chunks(name))
             partial.remove()
     except OSError as error:
         raise UserError(Problem("--output", f"{path} cannot be written: {error.strerror or error}")) from error
@@ -198,53 +218,50 @@ def extract_features(
         "layers": {name: list(shape) for name, shape in shapes.items()},
         "unreadable": partial.unreadable,
         "resumed": partial.kept,
-        "cached": cached,
+        "cached": not missing,
     }
-
-
-def _gather_kept(network: Network, images: FileImages | Labelled, partial: Any) -> bool:
-    """Take pooled features from the cache of a run, where they are there in full precision."""
-    import numpy as np
-
-    from tlearn.config import FeatureType
-    from tlearn.kept_features import KeptFeatures
-    from tlearn.labelled import Labelled
-    from tlearn.layers import POOLED
-
-    cache = network.run.config.cache if network.run else None
-    if not isinstance(images, Labelled) or cache is None or cache.dtype is not FeatureType.float32:
-        return False
-    entry = KeptFeatures(network, images, cache).open()
-    if entry is None:
-        return False
-    with contextlib.closing(entry):
-        for start in range(partial.stop, len(images), _AT_ONCE):
-            rows = np.arange(start, min(start + _AT_ONCE, len(images)))
-            partial.append(int(rows[-1]) + 1, rows, {POOLED: entry.take(rows)[0]}, ())
-    return True
 
 
 def _gather(
     network: Network,
     images: FileImages | Labelled,
     tensors: dict[str, Any],
-    partial: Any,
+    kept: Mapping[str, KeptFeatures],
+    partial: Partial,
     batch_size: int,
-    terminal: Any,
-) -> None:
-    terminal.start_epoch("images", len(images), partial.stop)
-    try:
-        for batch, values in network.compute(images, list(tensors.values()), batch_size, partial.stop):
-            partial.append(batch.stop, batch.rows, dict(zip(tensors, values, strict=True)), batch.unreadable)
+    terminal: Terminal,
+) -> list[str]:
+    """Take features from the cache where they are there, and compute the others, whose names are returned."""
+    from tlearn.kept_features import engine_of
+
+    with contextlib.ExitStack() as stack:
+        entries = {name: entry for name in tensors if (entry := kept[name].open()) is not None}
+        for entry in entries.values():
+            stack.callback(entry.close)
+        missing = {name: tensor for name, tensor in tensors.items() if name not in entries}
+
+        def known(rows: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+            return {name: entry.take(rows)[0] for name, entry in entries.items()}
+
+        terminal.start_epoch("images", len(images), partial.stop)
+        stack.callback(terminal.end_epoch)
+        if not missing:
+            for start in range(partial.stop, len(images), batch_size):
+                rows = np.arange(start, min(start + batch_size, len(images)))
+                partial.append(int(rows[-1]) + 1, rows, known(rows), ())
+                terminal.step(partial.stop, "from the cache")
+            return []
+        for batch, values in network.compute(
+            images, list(missing.values()), batch_size, partial.stop, engine_of(network)
+        ):
+            computed = dict(zip(missing, values, strict=True))
+            partial.append(batch.stop, batch.rows, computed | known(batch.rows), batch.unreadable)
             terminal.step(batch.stop, f"{len(partial.unreadable)} unreadable" if partial.unreadable else "")
-    finally:
-        terminal.end_epoch()
+    return list(missing)
 
 
 def _weights_hash(network: Network) -> str:
     """SHA-256 over every number of the network."""
-    import numpy as np
-
     digest = hashlib.sha256()
     for variable in network.model.weights:
         digest.update(np.ascontiguousarray(variable.numpy()).data)
@@ -262,10 +279,6 @@ def _images_hash(images: FileImages | Labelled) -> str:
 
 def _check_space(path: Path, count: int, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
     """The output is written beside what was gathered. Raises UserError when it would not fit."""
-    import math
-
-    import numpy as np
-
     needed = count * sum(map(math.prod, shapes.values())) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(path.parent).free
     if needed > free:

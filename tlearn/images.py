@@ -5,6 +5,7 @@ Nothing is held but the names: a folder of a million photographs takes the memor
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -158,6 +159,13 @@ class FileImages:
     def stamps(self) -> Iterator[tuple[int, int]]:
         """(size, modification time in nanoseconds) of each file."""
         return (stamp_of(path.as_py()) for path in self._paths)
+
+    def fingerprint(self) -> str:
+        """A hash of where the files are, their order, sizes and times: it keys the feature cache."""
+        digest = hashlib.sha256()
+        for path, stamp in zip(self._paths, self.stamps(), strict=True):
+            digest.update(os.path.abspath(path.as_py()) + f"\0{stamp}\n".encode())
+        return digest.hexdigest()
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> FileImages:

@@ -163,9 +163,7 @@ def _facts(run: Run) -> tuple[Config, tuple[str, ...], bool]:
         if not classes or not all(isinstance(name, str) for name in classes) or not isinstance(multi_label, bool):
             raise ValueError("manifest.json: its classes make no sense")
     except ConfigError as error:
-        fix = (
-            f"the run is from tlearn {run.made_by}: use that version; modules of your own are named in TLEARN_PLUGINS"
-        )
+        fix = f"the run is from tlearn {run.made_by}: use that version; modules of your own are named in TLEARN_PLUGINS"
         problems = [Problem(f"{run.config_file}: {problem.where}", problem.what, fix) for problem in error.problems]
         raise UserError(problems) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:

@@ -86,7 +86,16 @@ def test_a_run_with_several_labels(labels_network: tlearn.Network, labels_run: P
 def test_the_command_writes_a_folder_for_people_and_machines(
     digits_run: Path, numbers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(digits_run), "--data", str(numbers), "--allow-missing-classes", "-o", "report", "--resamples", "100"]
+    arguments = [
+        str(digits_run),
+        "--data",
+        str(numbers),
+        "--allow-missing-classes",
+        "-o",
+        "report",
+        "--resamples",
+        "100",
+    ]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80

@@ -38,10 +38,10 @@ Say how good a run is: scores with intervals, each class, calibration, and the m
     python -m tlearn.evaluate --backbone mobilenet --alpha 0.25 --data flowers --method knn
 
 Classes of other data are found by name. A class without images is a mistake, unless --allow-missing-classes leaves it
-out of the averages; so is one that the network does not know, unless --skip-unknown. --method knn and linear judge the features of a backbone,
-or of a run's, without training a run: the data's train images teach, its val images are asked. The last line on
-standard output is JSON; with --format json there is nothing else, and everything is in it. Exit status: 0; 2 for a
-mistake in the arguments or when no image could be read.
+out of the averages; so is one that the network does not know, unless --skip-unknown. --method knn and linear judge the
+features of a backbone, or of a run's, without training a run: the data's train images teach, its val images are asked.
+The last line on standard output is JSON; with --format json there is nothing else, and everything is in it. Exit
+status: 0; 2 for a mistake in the arguments or when no image could be read.
 """
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tlearn.config import CacheConfig
 from tlearn.errors import DataError, Problem, UserError
 from tlearn.evaluate.evaluation import OnBatch, Outputs, name_of
-from tlearn.kept_features import KeptFeatures
+from tlearn.kept_features import engine_of, kept_features
 from tlearn.labelled import Labelled
 
 if TYPE_CHECKING:
@@ -191,23 +191,24 @@ class _FeaturesOf:
 
 def _features(network: Network, images: Labelled, cache: CacheConfig | None, on_batch: OnBatch) -> _FeaturesOf:
     """Pooled features, from the feature cache where they are there, and put there where all images can be read."""
-    kept = KeptFeatures(network, images, cache)
+    tensors = network.layers.tensors([])
+    (tensor,), (kept,) = tensors.values(), kept_features(network, images, tensors, cache).values()
     entry = kept.open()
     if entry is not None:
         with contextlib.closing(entry):
             (values,) = entry.take(np.arange(len(images)))
         return _FeaturesOf(images, values, cached=True)
-    made = _computed(network, kept, images, on_batch)
+    made = _computed(network, tensor, images, on_batch)
     if not made.unreadable:
-        kept.write(made.values)
+        kept.write([made.values])
     return made
 
 
-def _computed(network: Network, kept: KeptFeatures, images: Labelled, on_batch: OnBatch) -> _FeaturesOf:
+def _computed(network: Network, tensor: Any, images: Labelled, on_batch: OnBatch) -> _FeaturesOf:
     rows: list[NDArray[np.int64]] = []
     values: list[NDArray[np.float32]] = []
     unreadable: list[tuple[str, str]] = []
-    for batch, (features,) in network.compute(images, [kept.tensor], engine=kept.engine):
+    for batch, (features,) in network.compute(images, [tensor], engine=engine_of(network)):
         rows.append(batch.rows)
         values.append(features)
         unreadable += batch.unreadable

@@ -320,8 +320,10 @@ class FeatureCache:
         """Delete what nobody uses, what was used longest ago first, until ``needed`` more bytes are allowed.
 
         Raises:
-            OSError: all that is left is in use.
+            OSError: it is too much, or all that is left is in use.
         """
+        if needed > self.max_bytes:  # whatever else is deleted
+            raise OSError(errno.EDQUOT, f"{needed / 1e9:.1f} GB would exceed cache.max_gb")
         self.sweep()
         taken = self._being_written()
         entries = sorted(self.entries(), key=lambda entry: entry.used)

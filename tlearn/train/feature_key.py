@@ -16,11 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tlearn.backbones.naming import stable_names, variable_keys
 from tlearn.config import AugmentConfig, PrefixEngine
-from tlearn.data import ImageSource, Reading, fingerprint
+from tlearn.data import Reading
 from tlearn.train.feature_cache import Layout
 from tlearn.train.frontier import Frontier, is_of_keras
 
@@ -29,8 +28,7 @@ _VERSIONS = ("tlearn", "tensorflow", "keras", "numpy", "pillow", "albumentations
 
 
 def feature_key(
-    source: ImageSource,
-    rows: NDArray[Any],
+    images: str | None,
     reading: Reading,
     prefix: str,
     layout: Layout,
@@ -41,7 +39,7 @@ def feature_key(
     """Name of an entry: 32 hexadecimal digits.
 
     Args:
-        source, rows: the images, in their order.
+        images: ``fingerprint`` of the images, in their order.
         reading: how a file becomes a square of pixels.
         prefix: ``prefix_hash`` of what is computed of them.
         layout: of the entry; its rows say how many views there are.
@@ -52,7 +50,7 @@ def feature_key(
     ingredients = {
         "format": _FORMAT,
         "versions": {name: _version(name) for name in _VERSIONS},
-        "images": fingerprint(source, rows),
+        "images": images,
         "reading": [reading.resize, reading.crop_fraction, reading.interpolation, reading.decode],
         "augment": augment and {**asdict(augment), "name": None, "seed": seed},
         "prefix": prefix,

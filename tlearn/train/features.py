@@ -12,7 +12,7 @@ import keras
 from rich.text import Text
 
 from tlearn.config import Config
-from tlearn.data import Data, Reading
+from tlearn.data import Data, Reading, fingerprint
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
 from tlearn.train.engine import Compute, Extractor, planned_engine, prefix_function
@@ -240,8 +240,7 @@ class FeatureMaker:
         augment = config.augment if self._is_changed(split) else None
         reading = Reading.of(config.data, backbone.image_size)
         key = feature_key(
-            self._data.source,
-            self._rows(split),
+            fingerprint(self._data.source, self._rows(split)),
             reading,
             prefix,
             layout,
