@@ -223,9 +223,10 @@ def test_features_of_a_stopped_extraction_are_kept_too(
             raise KeyboardInterrupt
         append(self, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Partial, "append", stopped)
-        extract("f.npz")
+        with pytest.raises(KeyboardInterrupt):
+            extract("f.npz")
     assert entries(cache) == []
     assert (extract("f.npz")["resumed"], entries(cache)) == (8, ["block_11"])
     assert extract("kept.npz")["cached"]

@@ -3,8 +3,8 @@
 It follows ``tlearn.data.decode`` step by step. JPEGs decode to the same pixels, since both ask libjpeg for its accurate
 transform. Squares differ from Pillow's by a level or two in a few values of a thousand: sums are rounded elsewhere, and
 Pillow chooses by the image's shape whether columns or rows are resampled first (with bicubic and lanczos that is up to
-eight levels for high photographs). What graphs cannot do: other formats, greyscale PNGs below 8 bits, and EXIF
-orientation, which ``tf.io`` does not read.
+eight levels for high photographs). What graphs cannot do: other formats, greyscale PNGs below 8 bits, and an
+orientation that is told elsewhere than in the EXIF block (in XMP alone, or in a PNG's text).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from tlearn.config import Interpolation, Resize
 from tlearn.data import Reading
+from tlearn.exporting.orientation import orientation_of, upright
 
 _KERNELS = {
     Interpolation.bilinear: "triangle",
@@ -39,7 +40,7 @@ def graph_reader(reading: Reading) -> Callable[[Any], Any]:
     def read(file: Any) -> Any:
         import tensorflow as tf
 
-        image = _decode(file)
+        image = upright(_decode(file), orientation_of(file))
         height, width = (tf.cast(length, tf.float64) for length in tf.unstack(tf.shape(image)[:2]))
         if reading.resize is Resize.pad:
             square = _pad(image, height, width, size, reading.interpolation)

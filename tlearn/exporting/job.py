@@ -142,7 +142,7 @@ def _job(
         samples = split_samples(split_of(data, "val"), check_images, reading)
     say(f"checking with {len(samples)} {samples.where}")
     if samples.reencoded:
-        say(f"{samples.reencoded} of them as PNG: graphs read neither their format nor their EXIF orientation")
+        say(f"{samples.reencoded} of them as PNG: graphs do not read their format, or an orientation outside EXIF")
     precision = network.run.config.precision if network.run is not None else Precision.float32
     model = _float32_model(network, precision)
     facts = _metadata(network)

@@ -28,8 +28,8 @@ class Samples:
         where: what they are, for a person.
         pixels: uint8 (n, S, S, 3), as the network takes them.
         files: of each image the bytes of a JPEG or PNG.
-        reencoded: how many of the files are not the user's own but PNGs of the decoded, upright image, since graphs
-            read neither their format nor their EXIF orientation.
+        reencoded: how many of the files are not the user's own but PNGs of the decoded image, since graphs do not read
+            their format, or an orientation outside EXIF.
     """
 
     where: str
@@ -81,13 +81,21 @@ def _plain_file(path: Path) -> bytes | None:
     """The file as it is, where a graph reads it as ``tlearn.data.decode`` does; else None."""
     try:
         with Image.open(path, formats=tuple(_AS_THEY_ARE)) as image:
-            upright = image.getexif().get(_ORIENTATION_TAG, 1) == 1
+            seen = _orientation_is_in_exif(image)
             plain = image.mode in _AS_THEY_ARE[str(image.format)]
         file = path.read_bytes()
         packed_grey = file.startswith(b"\x89PNG") and file[24] < 8 and file[25] == 0  # see graph_reading
-        return file if upright and plain and not packed_grey else None
+        return file if seen and plain and not packed_grey else None
     except Exception:  # Pillow raises whatever a format's code happens to raise: it is decoded and encoded anew
         return None
+
+
+def _orientation_is_in_exif(image: Image.Image) -> bool:
+    """Whether a graph sees the orientation: Pillow reads it from XMP and from the text of a PNG as well."""
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    block = Image.Exif()
+    block.load(image.info.get("exif", b""))
+    return bool(orientation == block.get(_ORIENTATION_TAG, 1))
 
 
 def _png(picture: NDArray[np.uint8] | Image.Image) -> bytes:
