@@ -3,6 +3,9 @@
 Images a second after the first steps, from JPEG files, random weights, batch norm training. Each runs in a process of
 its own. PyTorch's networks are written plainly in ``torch_networks.py``; they are measured in its usual memory layout
 and channels-last. Without ``TORCH_PYTHON`` the comparison with PyTorch is left out.
+
+tlearn is measured with ``precision=mixed_bfloat16`` as well, which processors with AVX512-BF16 or AMX multiply faster;
+whether a network gains depends on how much of its time goes to multiplying.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.common import (
@@ -27,6 +31,7 @@ from benchmarks.common import (
 from benchmarks.peer import torch_python, torch_recipe
 
 REPETITIONS = 1 if QUICK else 3
+HALF = "tlearn, mixed_bfloat16"
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def main() -> None:
                 side: lambda side=side, name=name, photographs=photographs: in_own_process(
                     "benchmarks.full", side, name, photographs
                 )
-                for side in ("tlearn", "Keras")
+                for side in ("tlearn", HALF, "Keras")
             }
             for layout in ("PyTorch", "PyTorch, channels last") if python else ():
                 options = asdict(case) | {"photographs": str(photographs), "channels_last": "last" in layout}
@@ -72,18 +77,20 @@ def main() -> None:
         for layout in [side for side in figures if side.startswith("PyTorch")]:
             torch = figures[layout][0]["torch"]
             figures[layout] = [run["images_per_second"] for run in figures[layout]]
+        others = [side for side in figures if side not in ("tlearn", HALF)]
         comparisons += [
-            compare(name, "images/s", figures["tlearn"], figures[side], side) for side in figures if side != "tlearn"
+            *(compare(name, "images/s", figures["tlearn"], figures[side], side) for side in others),
+            compare(f"{name}, mixed_bfloat16", "images/s", figures[HALF], figures["tlearn"], "tlearn, float32"),
         ]
         results[name] = figures
     about = {"torch": torch} if python else {"left_out": "PyTorch: TORCH_PYTHON names no interpreter"}
     write_results("full", results, comparisons, **about)
 
 
-def with_tlearn(case: Case, photographs: Path) -> float:
+def with_tlearn(case: Case, photographs: Path, precision: str = "float32") -> float:
     import tlearn
     from benchmarks.clock import Clock, steps_per_second
-    from tlearn.config import BatchNorm, CacheConfig, CacheMode, Check
+    from tlearn.config import BatchNorm, CacheConfig, CacheMode, Check, Precision
 
     clock = Clock()
     stage = tlearn.Stage(
@@ -101,6 +108,7 @@ def with_tlearn(case: Case, photographs: Path) -> float:
             schedule=tlearn.ScheduleConfig(stages=[stage]),
             cache=CacheConfig(mode=CacheMode.off),
             log=tlearn.LogConfig(every=1),
+            precision=Precision(precision),
         )
         tlearn.fit(config, terminal=clock)
     return steps_per_second(clock.training()[-1], case.warm_up) * case.batch
@@ -134,5 +142,5 @@ def with_keras(case: Case, photographs: Path) -> float:
 if __name__ == "__main__":
     side, name, photographs = sys.argv[1:]
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    measure = {"tlearn": with_tlearn, "Keras": with_keras}[side]
+    measure = {"tlearn": with_tlearn, HALF: partial(with_tlearn, precision="mixed_bfloat16"), "Keras": with_keras}[side]
     print(json.dumps(round(measure(CASES[name], Path(photographs)), 3)))
