@@ -8,6 +8,7 @@ Importing this package is cheap: TensorFlow, albumentations and scikit-learn are
 
 from __future__ import annotations
 
+from tlearn.data.augment import changes_images
 from tlearn.data.check import CheckReport, Unreadable, check_images
 from tlearn.data.decode import UnreadableImage, decode, resize
 from tlearn.data.failures import reraise
@@ -35,6 +36,7 @@ __all__ = [
     "Unreadable",
     "UnreadableImage",
     "batches_per_epoch",
+    "changes_images",
     "check_augment_config",
     "check_data",
     "check_data_config",

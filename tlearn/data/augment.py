@@ -23,6 +23,12 @@ from tlearn.config import AugmentConfig, Interpolation
 from tlearn.data.decode import Pixels
 
 
+def changes_images(config: AugmentConfig) -> bool:
+    """Whether anything random may happen to an image by itself; what is done to whole batches does not count."""
+    each = {name: value for name, value in vars(config).items() if name != "rand_augment"}
+    return any(getattr(transform, "p", 0) > 0 for transform in each.values())
+
+
 class Augmenter:
     """The random transforms of a config, ready for any number of threads.
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.config import AugmentConfig
-from tlearn.data.augment import Augmenter
+from tlearn.data.augment import Augmenter, changes_images
 from tlearn.data.decode import Pixels
 from tlearn.data.failures import recorded
 from tlearn.data.loader import Loader, PixelCache, Rows
@@ -166,7 +166,10 @@ class EpochOrder:
         return self._rows[np.argsort(bits, kind="stable")]
 
 
-def _augmenter(augment: AugmentConfig, reading: Reading, seed: int) -> Augmenter:
+def _augmenter(augment: AugmentConfig, reading: Reading, seed: int) -> Augmenter | None:
+    """None where nothing changes: importing albumentations takes half a second."""
+    if not changes_images(augment):
+        return None
     return Augmenter(augment, image_size=reading.image_size, seed=seed, interpolation=reading.interpolation)
 
 

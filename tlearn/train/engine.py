@@ -61,8 +61,8 @@ def make_engine(engine: PrefixEngine, model: keras.Model, tensors: Sequence[Any]
     """
     function = prefix_function(engine, model, tensors)
     if engine is PrefixEngine.xla:
-        return _whole_batches(tf.function(function, jit_compile=True), batch_size)
-    graph: Compute = tf.function(function, reduce_retracing=True)
+        return _whole_batches(tf.function(function, jit_compile=True, autograph=False), batch_size)
+    graph: Compute = tf.function(function, reduce_retracing=True, autograph=False)
     return graph
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tlearn.backbones.naming import stable_names
 from tlearn.config import CacheMode, Config
-from tlearn.data import Data, fingerprint
+from tlearn.data import Data, changes_images, fingerprint
 from tlearn.train.classifier import Classifier
 from tlearn.train.engine import planned_engine
 from tlearn.train.feature_cache import Layout
@@ -130,8 +130,7 @@ class FeaturePlanner:
 
 def is_augmented(config: Config) -> bool:
     """Whether training images are changed at random, each by itself."""
-    transforms = {name: value for name, value in vars(config.augment).items() if name != "rand_augment"}
-    return any(getattr(transform, "p", 0) > 0 for transform in transforms.values())
+    return changes_images(config.augment)
 
 
 def tensor_names(classifier: Classifier, frontier: Frontier) -> tuple[str, ...]:

@@ -28,16 +28,24 @@ class StageFeatures:
     """Features of one stage.
 
     Attributes:
+        frontier: where the model is cut.
+        prefix: hash of what is below it, as it was when they were made.
         suffix: the model from them to logits, which is what trains.
         train: of the training images, one block of rows per view.
         val: of the validation images.
         views: number of blocks in ``train``.
     """
 
+    frontier: Frontier
+    prefix: str
     suffix: keras.Model
     train: Features
     val: Features
     views: int
+
+    def are_current(self) -> bool:
+        """Whether the model's weights below the frontier are those that made them."""
+        return prefix_hash(self.frontier) == self.prefix
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +108,14 @@ class FeatureMaker:
             self.close()
             return None
         frontier = find_frontier(self._classifier.model)
-        train, val = wanted = self._wanted(frontier)
+        prefix = prefix_hash(frontier)
+        train, val = wanted = self._wanted(frontier, prefix)
         self._close_all_but({train.key, val.key})
         try:
             if self._open_all(wanted):
                 self._say(f"features are in the cache: {_megabytes(wanted)}")
             else:
-                self._make(index)
+                self._make(index, wanted)
                 if not self._open_all(wanted):
                     raise OSError("they do not stay there")
         except OSError as error:
@@ -114,7 +123,9 @@ class FeatureMaker:
             self._say(f"stage {self._stages[index].name} computes all images in each epoch instead")
             self.close()
             return None
-        return StageFeatures(frontier.suffix(), self._open[train.key], self._open[val.key], views_of(self._config))
+        views = views_of(self._config)
+        opened = self._open[train.key], self._open[val.key]
+        return StageFeatures(frontier, prefix, frontier.suffix(), *opened, views)
 
     def streamed(self, index: int) -> tuple[keras.Model | None, Compute | None]:
         """What trains in a stage that streams, and what computes its inputs in each step; None: the whole model.
@@ -145,12 +156,13 @@ class FeatureMaker:
         for key in self._open.keys() - keys:
             self._open.pop(key).close()
 
-    def _make(self, index: int) -> None:
+    def _make(self, index: int, wanted: tuple[_Wanted, _Wanted]) -> None:
         """Write what is missing for a stage, and for the later ones that are planned into the same pass."""
         made_in = self._stages[index].features.made_in
-        together = [
+        together = [wanted]
+        together += [
             self._wanted_by(number)
-            for number in range(index, len(self._stages))
+            for number in range(index + 1, len(self._stages))
             if self._stages[number].features.made_in == made_in
         ]
         freeze(self._classifier, self._stages[index].layers)
@@ -228,10 +240,10 @@ class FeatureMaker:
     def _wanted_by(self, index: int) -> tuple[_Wanted, _Wanted]:
         """Entries of a stage, given that its prefix has its variables already."""
         freeze(self._classifier, self._stages[index].layers)
-        return self._wanted(find_frontier(self._classifier.model))
+        frontier = find_frontier(self._classifier.model)
+        return self._wanted(frontier, prefix_hash(frontier))
 
-    def _wanted(self, frontier: Frontier) -> tuple[_Wanted, _Wanted]:
-        prefix = prefix_hash(frontier)
+    def _wanted(self, frontier: Frontier, prefix: str) -> tuple[_Wanted, _Wanted]:
         train, val = layouts_of(self._config, self._data, frontier)
         return self._entry("train", frontier, prefix, train), self._entry("val", frontier, prefix, val)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tlearn.config import Config, Keep
 from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint, report
 from tlearn.train.classifier import Classifier
 from tlearn.train.logs import TensorBoardLog
-from tlearn.train.loop import Evaluation, Logs
+from tlearn.train.loop import Logs, Outputs
 from tlearn.train.plan import Plan
 from tlearn.train.progress import Progress
 from tlearn.train.run import Run
@@ -26,17 +26,27 @@ def finish(
     classifier: Classifier,
     progress: Progress,
     *,
-    evaluate: Evaluation,
-    validation: tf.data.Dataset,
-    test: tf.data.Dataset | None,
+    validate: Callable[[], Outputs],
+    test: Callable[[], Outputs] | None,
     board: TensorBoardLog,
 ) -> dict[str, Any]:
-    """Finish the folder of a run whose stages have ended. Returns the summary."""
+    """Finish the folder of a run whose stages have ended.
+
+    Args:
+        run, config, plan, classifier: of the run.
+        progress: where it stands.
+        validate, test: evaluate the final weights on a split; None: there is no such split.
+        board: is written to, and closed.
+
+    Returns:
+        The summary.
+    """
     if config.checkpoint.final is Keep.best:
         _take_best_weights(run, classifier)
-    final, matrix = _evaluate(evaluate, validation, "val", plan)
+    validation = validate()
+    final, matrix = _named(validation, "val"), _confusion(validation, plan)
     if test is not None:
-        final |= _evaluate(evaluate, test, "test", plan)[0]
+        final |= _named(test(), "test")
     _save_model(run, classifier.finished(config.head.output))
     summary = {
         "run": str(run.path),
@@ -76,12 +86,15 @@ def _save_model(run: Run, model: keras.Model) -> None:
         model.save(partial)
 
 
-def _evaluate(evaluate: Evaluation, batches: tf.data.Dataset, split: str, plan: Plan) -> tuple[Logs, Any]:
-    """Metrics with the split's name before theirs, and the confusion matrix; None for multi-label data."""
-    values, logits, targets = evaluate.with_outputs(batches)
-    named = {f"{split}_{name}": value for name, value in values.items()}
+def _named(outputs: Outputs, split: str) -> Logs:
+    """Metrics with the split's name before theirs."""
+    return {f"{split}_{name}": value for name, value in outputs.values.items()}
+
+
+def _confusion(outputs: Outputs, plan: Plan) -> np.ndarray | None:
+    """The confusion matrix; None for multi-label data."""
     if plan.multi_label:
-        return named, None
+        return None
     classes = len(plan.classes)
-    predicted = np.concatenate(logits)[:, :classes].argmax(axis=1)
-    return named, report.confusion_matrix(np.concatenate(targets).argmax(axis=1), predicted, classes)
+    predicted = outputs.logits[:, :classes].argmax(axis=1)
+    return report.confusion_matrix(outputs.targets.argmax(axis=1), predicted, classes)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 # one execution lasts about this long: short enough to stop and to show progress, long enough to hide Python
@@ -143,9 +145,9 @@ def _execution_on_chunks(model: keras.Model, train_step: _TrainStep, chunks: Any
 def _repeat(call: Callable[[Any], Any], first: Any, stop: Any) -> None:
     """A loop in the graph: the call with first..stop-1. It is traced once, and what it returns is not computed."""
 
-    def body(number: Any) -> Any:
+    def body(number: Any) -> list[Any]:
         call(number)
-        return number + 1
+        return [number + 1]
 
     tf.while_loop(lambda number: number < stop, body, [first])
 
@@ -159,6 +161,20 @@ def make_train_step(model: keras.Model, *, xla: bool = False, prefix: Callable[[
 
     made: _TrainStep = tf.function(step, jit_compile=xla, reduce_retracing=True, autograph=False)
     return made
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Of a whole split, in its order.
+
+    Attributes:
+        values: loss and metrics.
+        logits, targets: float32 (images, outputs).
+    """
+
+    values: Logs
+    logits: np.ndarray
+    targets: np.ndarray
 
 
 class Evaluation:
@@ -212,15 +228,15 @@ class Evaluation:
             self._chunk(list(tensors), targets)
         return self._results()
 
-    def with_outputs(self, batches: tf.data.Dataset) -> tuple[Logs, list[Any], list[Any]]:
-        """The metrics, and the logits and targets of each batch as arrays, all of them in memory."""
+    def with_outputs(self, batches: Iterable[tuple[Any, Any]]) -> Outputs:
+        """The same over batches, with what the model gives for each image."""
         for metric in self._metrics:
             metric.reset_state()
         logits, targets = [], []
-        for images, truth in batches:
-            logits.append(self._step(images, truth).numpy())
-            targets.append(truth.numpy())
-        return self._results(), logits, targets
+        for inputs, truth in batches:
+            logits.append(self._step(inputs, truth).numpy())
+            targets.append(np.asarray(truth))
+        return Outputs(self._results(), np.concatenate(logits), np.concatenate(targets))
 
     def _results(self) -> Logs:
         return {metric.name: float(metric.result()) for metric in self._metrics}

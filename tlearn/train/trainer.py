@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import keras
 import numpy as np
 
 from tlearn.config import Config, Stage
@@ -21,13 +20,14 @@ from tlearn.train.engine import Compute
 from tlearn.train.features import FeatureMaker, Interrupted, StageFeatures
 from tlearn.train.finish import finish
 from tlearn.train.logs import MetricsLog, TensorBoardLog
-from tlearn.train.loop import Evaluation, Logs, Loop, NumericalFault
-from tlearn.train.losses import default_monitor, make_loss, make_metrics, smaller_is_better
+from tlearn.train.loop import Logs, Loop, NumericalFault, Outputs
+from tlearn.train.losses import default_monitor, smaller_is_better
 from tlearn.train.plan import Plan, StagePlan
 from tlearn.train.progress import Progress
 from tlearn.train.run import Run
 from tlearn.train.session import Session, restore_weights
 from tlearn.train.streams import Streams, guarded
+from tlearn.train.validation import KeptValidation, make_evaluation
 from tlearn.train.xla import uses_xla
 
 _SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
@@ -80,6 +80,7 @@ class Trainer:
         self._saved_state: dict[str, np.ndarray] | None = None
         self._saved_at = self._begun_at = time.monotonic()
         self._evaluate = make_evaluation(classifier.model, plan)
+        self._kept: KeptValidation | None = None
         self._features = FeatureMaker(config, data, classifier, plan.stages, self._streams, terminal, should_stop)
 
     def run(self) -> dict[str, Any]:
@@ -100,6 +101,7 @@ class Trainer:
         try:
             for index in range(self._progress.stage, len(self._plan.stages)):
                 session = self._run_stage(index, session)
+            return self._finish()
         except NumericalFault as fault:
             fault.run = str(self._run.path)
             raise
@@ -107,17 +109,23 @@ class Trainer:
             self._terminal.end_epoch()
             self._features.close()
             self._board.close()
+
+    def _finish(self) -> dict[str, Any]:
+        test = self._data.test
         return finish(
             self._run,
             self._config,
             self._plan,
             self._classifier,
             self._progress,
-            evaluate=self._evaluate,
-            validation=self._streams.evaluation(self._data.val),
-            test=self._streams.evaluation(self._data.test) if len(self._data.test) else None,
+            validate=lambda: (self._kept and self._kept.final()) or self._whole(self._data.val),
+            test=(lambda: self._whole(test)) if len(test) else None,
             board=self._board,
         )
+
+    def _whole(self, rows: np.ndarray) -> Outputs:
+        """What the whole model gives for images."""
+        return self._evaluate.with_outputs(guarded(self._streams.evaluation(rows)))
 
     def restore(self) -> None:
         """Take up the newest saved state of the run, where there is one."""
@@ -185,7 +193,7 @@ class Trainer:
             batches = self._streams.training(stage, first, last)
         else:
             batches = self._streams.features(stage, features, first, last)
-        validate = self._validation(session, features)
+        validate = self._validation(features)
         xla = uses_xla(self._config, stage)
         loop = Loop(session.model, batches, xla=xla, in_chunks=features is not None, prefix=prefix)
         self._begin_epoch(session, plan)
@@ -229,12 +237,15 @@ class Trainer:
         length = min(self._plan.steps_per_epoch, plan.steps - epoch * self._plan.steps_per_epoch)
         self._terminal.start_epoch(f"{plan.name} {epoch + 1}/{plan.epochs}", length, done)
 
-    def _validation(self, session: Session, features: StageFeatures | None) -> Callable[[], Logs]:
+    def _validation(self, features: StageFeatures | None) -> Callable[[], Logs]:
         """Loss and metrics of the validation images, from their features where these are kept."""
         if features is None:
+            self._kept = None
             return lambda: self._evaluate(self._streams.evaluation(self._data.val))
-        evaluate = make_evaluation(session.model, self._plan)
-        return lambda: evaluate.on_chunks(self._streams.validation_features(features))
+        self._kept = KeptValidation(
+            self._classifier, self._plan, self._data, self._streams, features, self._terminal.print
+        )
+        return self._kept
 
     def _end_epoch(
         self, session: Session, plan: StagePlan, stage: Stage, logs: Logs, validate: Callable[[], Logs]
@@ -306,13 +317,6 @@ class Trainer:
         if self._config.log.tensorboard and most:
             for images, *_ in guarded(self._streams.training(self._config.schedule.stages[0], 0, 1)):
                 self._board.images("training images", images.numpy(), 0, most)
-
-
-def make_evaluation(model: keras.Model, plan: Plan) -> Evaluation:
-    """Loss and metrics of a model that ends in the run's logits."""
-    return Evaluation(
-        model, make_loss(plan.multi_label, 0.0), make_metrics(plan.outputs, plan.multi_label, len(plan.classes))
-    )
 
 
 __all__ = ["NumericalFault", "Progress", "Stopped", "Trainer"]
