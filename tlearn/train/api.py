@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -103,9 +104,12 @@ def fit(
     terminal = terminal or Terminal(config.log.progress)
     prepared = prepare(config)
     run, given = Run.create(config), None if overrides is None else list(overrides)
-    with explained(run.path, how_to_go_on(run)), run.locked():
-        facts = manifest(prepared.data), _weights_identity(config), prepared.plan.as_dict()
-        run.write_inputs(_absolute(config), given, *facts)
+    with contextlib.ExitStack() as stack:
+        with run.beginning():
+            stack.enter_context(run.locked())
+            facts = manifest(prepared.data), _weights_identity(config), prepared.plan.as_dict()
+            run.write_inputs(_absolute(config), given, *facts)
+        stack.enter_context(explained(run.path, how_to_go_on(run)))
         return _train(run, prepared, terminal, should_stop, resuming=False)
 
 

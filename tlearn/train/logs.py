@@ -36,8 +36,11 @@ class MetricsLog:
             values: metrics, validation ones with ``val_`` before their names.
         """
         record = {"event": event, "stage": stage, "epoch": epoch, "step": step, "global_step": global_step}
-        with naming(self._path), open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record | values) + "\n")
+        line = (json.dumps(record | values) + "\n").encode()
+        # Unbuffered: a buffer whose writing was refused half-way is written once more, as a whole, when it is closed.
+        with naming(self._path), open(self._path, "ab", buffering=0) as file:
+            while line:
+                line = line[file.write(line) :]
 
 
 class TensorBoardLog:

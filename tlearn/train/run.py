@@ -30,8 +30,6 @@ from tlearn.yaml_file import read_yaml
 if TYPE_CHECKING:
     import keras
 
-NOTHING_BEGUN = "nothing was trained yet: start the run anew"
-
 _PACKAGES = (
     "tlearn",
     "tensorflow",
@@ -92,7 +90,7 @@ class Run:
         except OSError as error:
             raise ConfigError(Problem("run_dir", f"the run folder cannot be made: {error}")) from None
         run = cls(path.resolve())
-        with explained(run.path, NOTHING_BEGUN):
+        with run.beginning():
             run.checkpoints.mkdir()
         return run
 
@@ -128,6 +126,20 @@ class Run:
         except (UserError, KeyError, TypeError):
             return "of an unknown version"
 
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Around all that comes before the first step: where it fails, the new folder goes away again.
+
+        Raises:
+            StorageError: the system refuses a file of the run.
+        """
+        with explained(self.path, "nothing was trained yet: start the run anew"):
+            try:
+                yield
+            except BaseException:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
+
     def write_inputs(
         self,
         config: Config,
@@ -136,22 +148,13 @@ class Run:
         weights: Mapping[str, Any],
         plan: Mapping[str, Any],
     ) -> None:
-        """Write what the run is made from, everything needed to repeat it, and what it will do.
-
-        Raises:
-            StorageError: the folder cannot take it, and is gone again.
-        """
-        with explained(self.path, NOTHING_BEGUN):
-            try:
-                write_atomic(self.overrides_file, yaml.safe_dump(overrides).encode())
-                self._write_json(self.environment_file, {"run_format": FORMAT} | environment() | {"weights": weights})
-                self._write_json(self.manifest_file, manifest)
-                self._write_json(self.plan_file, plan)
-                # Last: a folder with a config has all the others too.
-                write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-            except OSError:
-                shutil.rmtree(self.path, ignore_errors=True)
-                raise
+        """Write what the run is made from, everything needed to repeat it, and what it will do."""
+        write_atomic(self.overrides_file, yaml.safe_dump(overrides).encode())
+        self._write_json(self.environment_file, {"run_format": FORMAT} | environment() | {"weights": weights})
+        self._write_json(self.manifest_file, manifest)
+        self._write_json(self.plan_file, plan)
+        # Last: a folder with a config has all the others too.
+        write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, the same that the command prints as its last line."""
