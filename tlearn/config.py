@@ -172,6 +172,13 @@ class PrefixEngine(Enum):
     folded = "folded"
 
 
+class OnNan(Enum):
+    """What a run does when its loss, or a weight, is no longer a number."""
+
+    stop = "stop"
+    rollback = "rollback"
+
+
 class Keep(Enum):
     """Which weights become the final model."""
 
@@ -525,6 +532,17 @@ class CheckpointConfig:
 
 
 @dataclass
+class OnNanConfig:
+    """What a loss that is infinite or not a number does to a run."""
+
+    action: OnNan = option(
+        OnNan.stop, "stop, keeping the last good state | rollback: go back to that state with a smaller learning rate"
+    )
+    factor: float = option(0.5, "rollback: for the learning rate of that stage, each time")
+    most: int = option(3, "rollback: how often in a run, before it stops")
+
+
+@dataclass
 class LogConfig:
     """What a run writes for people to look at."""
 
@@ -558,4 +576,5 @@ class Config:
     cache: CacheConfig = option(CacheConfig(), "features of frozen layers, computed once")
     prefix: PrefixConfig = option(PrefixConfig(), "how features are computed")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "what is kept")
+    on_nan: OnNanConfig = option(OnNanConfig(), "numerical faults")
     log: LogConfig = option(LogConfig(), "what is written for people")

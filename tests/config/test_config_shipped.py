@@ -47,7 +47,15 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_no_group_is_forgotten_here() -> None:
-    assert {group(path) for path in CONFIGS} == {"augment", "backbone", "data", "head", "optimizer", "schedule"}
+    assert {group(path) for path in CONFIGS} == {
+        "augment",
+        "backbone",
+        "data",
+        "head",
+        "on_nan",
+        "optimizer",
+        "schedule",
+    }
     assert {path.stem for path in CONFIGS if group(path) == "backbone"} - {"embedded"} == set(SPECS._builtin)
 
 

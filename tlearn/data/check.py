@@ -6,8 +6,9 @@ is too good.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -122,7 +123,7 @@ def check_images(
     digests = np.zeros((len(present), 2), np.uint64)
     if mode is not Check.none:
         look = _Look(source, mode, present)
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers) as pool, look.given_up_on_error(pool):
             for start, found, bad in pool.map(look.chunk, range(0, len(present), _CHUNK)):
                 digests[start : start + len(found)] = found
                 unreadable += bad
@@ -163,6 +164,17 @@ class _Look:
         self._rows = rows
         stamps = source.table.stamps
         self._twins = None if stamps is None else _repeated(stamps[rows, 0])
+        self._given_up = False
+
+    @contextmanager
+    def given_up_on_error(self, pool: ThreadPoolExecutor) -> Iterator[None]:
+        """Whoever leaves the block by Ctrl-C, or by an error, does not wait for the images that are left."""
+        try:
+            yield
+        except BaseException:
+            self._given_up = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def chunk(self, start: int) -> tuple[int, NDArray[np.uint64], list[Unreadable]]:
         """(start, digests uint64 (m, 2) with zeros for "unique", what is unreadable) of the images start..start+m-1."""
@@ -170,6 +182,8 @@ class _Look:
         digests = np.zeros((len(rows), 2), np.uint64)
         unreadable = []
         for index, row in enumerate(rows):
+            if self._given_up:
+                break
             # A file whose size no other file has is no duplicate: its content need not be compared.
             compare = self._twins is None or bool(self._twins[start + index])
             try:

@@ -20,6 +20,7 @@ from tlearn.train.console import Terminal, plan_table
 from tlearn.train.environment import prepare_process
 from tlearn.train.losses import metric_names
 from tlearn.train.run import Run, resolve_weights
+from tlearn.train.stopping import resume_command
 from tlearn.train.storage import explained
 
 if TYPE_CHECKING:
@@ -97,12 +98,13 @@ def fit(
 
     Raises:
         UserError: before the run folder is made.
-        Stopped, NumericalFault: with a state that can be resumed.
+        Stopped, NumericalFault, OutOfMemory: with a state that can be resumed.
     """
     if config.resume is not None:
         raise ConfigError(Problem("resume", "is for the command line", f"call tlearn.resume({config.resume!r})"))
     terminal = terminal or Terminal(config.log.progress)
     prepared = prepare(config)
+    should_stop()  # asked once, a signal waits for the next question: the folder is made as a whole
     run, given = Run.create(config), None if overrides is None else list(overrides)
     with contextlib.ExitStack() as stack:
         with run.beginning():
@@ -132,6 +134,7 @@ def resume(
         _refuse_finished(run)  # now that nobody else can be finishing it
         prepared = prepare(config)
         _check_unchanged(run, prepared)
+        should_stop()
         run.sweep()
         return _train(run, prepared, terminal, should_stop, resuming=True)
 
@@ -175,7 +178,7 @@ def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callab
 
 def how_to_go_on(run: Run) -> str:
     """What to do when the cause of a stop is mended."""
-    return f"the run stands at its last saved state; go on with: python -m tlearn.train resume={run.path}"
+    return f"the run stands at its last saved state; go on with: {resume_command(run.path)}"
 
 
 def image_size(config: Config) -> int:

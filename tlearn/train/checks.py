@@ -56,6 +56,14 @@ def _check_run(config: Config) -> Iterator[Problem]:
     for key, value in dataclasses.asdict(config.checkpoint.every).items():
         if value is not None and value <= 0:
             yield Problem(f"checkpoint.every.{key}", f"must be above 0, received {value}", "null turns it off")
+    if not 0 < config.on_nan.factor < 1:
+        yield Problem(
+            "on_nan.factor", f"must be between 0 and 1, received {config.on_nan.factor}", "0.5 halves the rate"
+        )
+    if config.on_nan.most < 1:
+        yield Problem(
+            "on_nan.most", f"must be 1 or more, received {config.on_nan.most}", "on_nan.action=stop never does"
+        )
     if config.log.every < 1:
         yield Problem("log.every", f"must be 1 or more, received {config.log.every}")
     if config.log.images < 0:

@@ -13,14 +13,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError, did_you_mean
 from tlearn.quiet import import_tensorflow
+from tlearn.train.memory import OutOfMemory
+from tlearn.train.stopping import Stopped, StopSignal, resume_command
 
 OK, OUR_FAULT, USER_ERROR, STOPPED, NUMERICAL_FAULT = 0, 1, 2, 3, 4
+
+_AFTER_A_FAULT = "try a smaller learning rate, clip_global_norm=1, or precision=float32; on_nan=rollback does the first"
 
 _MULTIRUN = ("-m", "--multirun")
 _SHOWING = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
@@ -43,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print_problems(error)
         return USER_ERROR
+    except KeyboardInterrupt:
+        return _stopped_early(None)
 
 
 def print_problems(error: UserError) -> None:
@@ -65,6 +71,14 @@ def _run(overrides: list[str]) -> int:
 
 def execute(config: Config, overrides: list[str]) -> int:
     """Train or resume, and print the last line. Returns the exit status."""
+    stop = StopSignal()
+    try:
+        return _execute(config, overrides, stop)
+    except KeyboardInterrupt:
+        return _stopped_early(config.resume)
+
+
+def _execute(config: Config, overrides: list[str], stop: StopSignal) -> int:
     from tlearn.train.checks import check_config
 
     if config.resume is None:
@@ -73,46 +87,41 @@ def execute(config: Config, overrides: list[str]) -> int:
     from tlearn.train.api import fit, resume
     from tlearn.train.console import Terminal
     from tlearn.train.loop import NumericalFault
-    from tlearn.train.trainer import Stopped
 
-    terminal, stop = Terminal(config.log.progress), _StopSignal()
+    terminal = Terminal(config.log.progress)
     try:
         if config.resume is not None:
             run = resume(config.resume, terminal=terminal, should_stop=stop)
         else:
             run = fit(config, overrides=overrides, terminal=terminal, should_stop=stop)
     except Stopped as stopped:
-        terminal.print(f"stopped; go on with: python -m tlearn.train resume={stopped.run}")
+        terminal.print(str(stopped))
         return _last_line({"run": str(stopped.run), "status": "stopped"}, STOPPED)
     except NumericalFault as fault:
-        terminal.print(f"{fault}; try a smaller learning rate, clip_global_norm=1, or precision=float32")
-        return _last_line({"run": fault.run, "status": "failed", "reason": str(fault)}, NUMERICAL_FAULT)
+        terminal.print(f"{fault}; {_AFTER_A_FAULT}")
+        return _failed(fault.run, fault, NUMERICAL_FAULT)
+    except OutOfMemory as error:
+        terminal.print(f"{error}; {error.advice}")
+        return _failed(error.run, error, USER_ERROR)
     terminal.print(f"run {run.path}")
     return _last_line(run.summary, OK)
+
+
+def _failed(run: str | None, why: Exception, status: int) -> int:
+    """A run that its settings, its data or the machine put an end to; what it saved is kept."""
+    return _last_line({"run": run, "status": "failed", "reason": str(why)}, status)
+
+
+def _stopped_early(run: str | None) -> int:
+    """A signal came before there was anything to save."""
+    hint = f"nothing was changed; go on with: {resume_command(Path(run))}" if run else "nothing was written"
+    print(f"\nstopped before training: {hint}", file=sys.stderr)
+    return _last_line({"run": run, "status": "stopped"}, STOPPED)
 
 
 def _last_line(summary: dict[str, Any], status: int) -> int:
     print(json.dumps(summary), flush=True)
     return status
-
-
-class _StopSignal:
-    """Whether SIGTERM or SIGINT came: the first lets the step end, the second ends the process."""
-
-    def __init__(self) -> None:
-        self._received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def __call__(self) -> bool:
-        return self._received
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self._received = True
-        os.write(2, b"\nstopping after this step and saving; once more stops at once\n")
 
 
 def _show(arguments: list[str]) -> int:

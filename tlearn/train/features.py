@@ -20,6 +20,7 @@ from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, c
 from tlearn.train.feature_key import feature_key, prefix_hash
 from tlearn.train.feature_plan import is_augmented, layouts_of, tensor_names, views_of
 from tlearn.train.frontier import Frontier, find_frontier
+from tlearn.train.stopping import Interrupted
 from tlearn.train.streams import EXTRACTION_BATCH, Streams, guarded
 
 
@@ -57,10 +58,6 @@ class _Wanted:
     layout: Layout
     tensors: tuple[Any, ...]
     about: str
-
-
-class Interrupted(Exception):
-    """The run was asked to stop while features were made; none of them are kept."""
 
 
 class FeatureMaker:

@@ -32,6 +32,8 @@ def finish(
 ) -> dict[str, Any]:
     """Finish the folder of a run whose stages have ended.
 
+    Killed here, a run does all of it again: every file is replaced as a whole, and the summary comes last.
+
     Args:
         run, config, plan, classifier: of the run.
         progress: where it stands.
@@ -58,10 +60,13 @@ def finish(
         "seconds": round(progress.seconds, 1),
         "classes": len(plan.classes),
         "parameters": plan.parameters,
+        "weights_sha256": checkpoint.sha256(classifier.variables()),
     }
+    if progress.rollbacks:
+        summary["rollbacks"] = progress.rollbacks
     pictures = report.write_report(run, plan.classes, matrix, summary)
     for name, png in pictures.items():
-        board.png("val", name, png, progress.global_step)
+        board.png(name, png, progress.global_step)
     board.hyperparameters(config, {f"final/{name}": value for name, value in final.items()}, progress.global_step)
     board.close()
     run.write_summary(summary)  # last: a run with a summary is complete

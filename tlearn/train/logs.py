@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import io
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
@@ -14,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from tlearn.config import Config
+from tlearn.train.events import drop_events
 from tlearn.train.run import Run
 from tlearn.train.storage import naming
+
+_AT_THE_END = ("final", "hparams")
 
 
 class MetricsLog:
@@ -42,9 +47,18 @@ class MetricsLog:
             while line:
                 line = line[file.write(line) :]
 
+    def sync(self) -> None:
+        """Make the records durable: a state that is saved must never outlive those of its steps."""
+        if self._path.is_file():
+            with open(self._path, "rb") as file:
+                os.fsync(file.fileno())
+
 
 class TensorBoardLog:
-    """TensorBoard event files: train and val as two curves of one chart, over one step axis for all stages."""
+    """TensorBoard event files: train and val as two curves of one chart, over one step axis for all stages.
+
+    Next to them, ``final`` and ``hparams`` hold what is written when a run has ended.
+    """
 
     def __init__(self, run: Run, enabled: bool) -> None:
         self._run = run
@@ -70,15 +84,15 @@ class TensorBoardLog:
         with self._writing("train", step):
             tf.summary.image(name, np.clip(images, 0, 255).astype(np.uint8), max_outputs=most)
 
-    def png(self, split: str, name: str, data: bytes, step: int) -> None:
-        """Write one picture that is encoded already."""
+    def png(self, name: str, data: bytes, step: int) -> None:
+        """Write one picture of the run's end, encoded already."""
         if not self._enabled:
             return
         import tensorflow as tf
         from PIL import Image
 
         pixels = np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))
-        with self._writing(split, step):
+        with self._writing("final", step):
             tf.summary.image(name, pixels[np.newaxis])
 
     def hyperparameters(self, config: Config, metrics: Mapping[str, float], step: int) -> None:
@@ -92,6 +106,13 @@ class TensorBoardLog:
             api.hparams(hyperparameters(config), trial_id=self._run.path.name)
             for name, value in metrics.items():
                 tf.summary.scalar(name, value)
+
+    def go_back(self, step: int) -> None:
+        """Forget what was written after a global step, or at the end of the run: it will be written again."""
+        self.close()
+        for split in _AT_THE_END:
+            shutil.rmtree(self._run.tensorboard / split, ignore_errors=True)
+        drop_events(self._run.tensorboard, step)
 
     def flush(self) -> None:
         """Make what was written visible to TensorBoard."""

@@ -209,7 +209,7 @@ class Evaluation:
 
         self._step, self._chunk = step, chunk
 
-    def __call__(self, batches: tf.data.Dataset) -> Logs:
+    def __call__(self, batches: Iterable[tuple[Any, Any]]) -> Logs:
         """The metrics by name over batches of (images, targets)."""
         for metric in self._metrics:
             metric.reset_state()

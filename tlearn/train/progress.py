@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass
@@ -21,6 +21,9 @@ class Progress:
         best_epoch: when that was, counted from 1.
         stage_best: best value in this stage.
         waited: epochs since then.
+        validation_due: an epoch's steps are over, and its validation is not.
+        rollbacks: how often the run went back because a loss was no number.
+        rates: share of the planned learning rate that is left in a stage, by its index as text.
     """
 
     stage: int = 0
@@ -34,6 +37,14 @@ class Progress:
     best_epoch: int = 0
     stage_best: float | None = None
     waited: int = 0
+    validation_due: bool = False
+    rollbacks: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """Share of the planned learning rate that is left in this stage."""
+        return self.rates.get(str(self.stage), 1.0)
 
     def enter(self, stage: int) -> None:
         """Begin a stage: what belongs to the one before is forgotten, what belongs to the run is kept."""
@@ -51,3 +62,17 @@ class Progress:
             return False
         self.best, self.best_epoch = value, epoch
         return True
+
+    def back_to(self, saved: Progress, factor: float) -> Progress:
+        """Where a run goes on that goes back to a saved state after a fault.
+
+        What was the best before stays the best: its weights are on disk, and no later state has them.
+
+        Args:
+            saved: of the state.
+            factor: for the learning rate of the stage that had the fault.
+        """
+        rates = self.rates | {str(self.stage): self.rate * factor}
+        gone_back = replace(saved, rollbacks=self.rollbacks + 1, rates=rates, seconds=self.seconds)
+        gone_back.best, gone_back.best_epoch = self.best, self.best_epoch
+        return gone_back

@@ -62,6 +62,7 @@ class Run:
         self.metrics_file = path / "metrics.jsonl"
         self.log_file = path / "log.txt"
         self.summary_file = path / "summary.json"
+        self.status_file = path / "status.json"
         self.report_file = path / "report.md"
         self.curves_file = path / "curves.png"
         self.confusion_file = path / "confusion_matrix.png"
@@ -160,6 +161,10 @@ class Run:
         """Write the summary, the same that the command prints as its last line."""
         self._write_json(self.summary_file, summary)
 
+    def write_status(self, status: Mapping[str, Any]) -> None:
+        """Write what the run is doing."""
+        self._write_json(self.status_file, status)
+
     def _write_json(self, path: Path, data: Mapping[str, Any]) -> None:
         write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
 
@@ -196,6 +201,25 @@ class Run:
         if not self.summary_file.is_file():
             raise UserError(Problem(str(self.path), "has no summary.json: the run has not ended"))
         return read_json(self.summary_file)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the run is doing: ``status`` is running, stopped, failed, finished, or killed, which no run can say."""
+        status = read_json(self.status_file)
+        if status.get("status") == "running" and not self._is_held():
+            status["status"] = "killed"
+        return status
+
+    def _is_held(self) -> bool:
+        """Whether a process is working on the run."""
+        try:
+            with open(self.path / ".lock", "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

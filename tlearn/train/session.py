@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -27,6 +28,7 @@ class Session:
         model: what of the classifier is run, where features of the rest are kept; None: all of it.
         before: the stage before in this process, whose optimizer state may be carried over.
         first_iteration: what the optimizer counts from, when resuming; None: decided here.
+        rate: share of the planned learning rate, after faults.
 
     Attributes:
         model: frozen as planned, and compiled.
@@ -44,11 +46,13 @@ class Session:
         model: keras.Model | None = None,
         before: Session | None = None,
         first_iteration: int | None = None,
+        rate: float = 1.0,
     ) -> None:
         stage, stage_plan = config.schedule.stages[index], plan.stages[index]
         freeze(classifier, stage_plan.layers)
         _assert_planned(classifier, stage_plan)
         settings = stage_optimizer(config, stage)
+        settings = replace(settings, learning_rate=(settings.learning_rate or 1e-3) * rate)
         carried = before.optimizer if before is not None and stage.carry_slots else None
         if carried is not None and carried.name != settings.name:
             carried = None
@@ -66,6 +70,8 @@ class Session:
             first_iteration=first_iteration,
             factors=block_factors(classifier, settings.block_decay),
         )
+        varies = isinstance(self.optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        self._constant_rate = None if varies else settings.learning_rate
         self._compile(plan, _label_smoothing(config, stage), scaled=config.precision is Precision.mixed_float16)
         if carried is not None:
             carry_slots(carried, self.optimizer)
@@ -94,6 +100,16 @@ class Session:
             raise ValueError("the saved state is that of another model")
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+        if self._constant_rate is not None:  # the state's own may be that of before a fault
+            self.optimizer.learning_rate = self._constant_rate
+
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return float(np.asarray(self.model.optimizer.learning_rate))
+
+    def logs(self) -> dict[str, float]:
+        """The running means of the epoch so far, as its last step gave them."""
+        return {name: float(value) for name, value in self.model.get_metrics_result().items()}
 
     def _variables(self) -> list[Any]:  # the model's weights first: see restore_weights
         return [*self._whole.variables, *self.model.optimizer.variables, *self.model.metrics_variables]

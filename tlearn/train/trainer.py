@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from tlearn.config import Config, Stage
+from tlearn.config import Config, OnNan, Stage
 from tlearn.data import Data
 from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint
 from tlearn.train.classifier import Classifier
 from tlearn.train.console import Terminal, metrics_line
 from tlearn.train.engine import Compute
-from tlearn.train.features import FeatureMaker, Interrupted, StageFeatures
+from tlearn.train.features import FeatureMaker, StageFeatures
 from tlearn.train.finish import finish
 from tlearn.train.logs import MetricsLog, TensorBoardLog
 from tlearn.train.loop import Logs, Loop, NumericalFault, Outputs
 from tlearn.train.losses import default_monitor, smaller_is_better
+from tlearn.train.memory import OutOfMemory, memory_guard
 from tlearn.train.plan import Plan, StagePlan
 from tlearn.train.progress import Progress
 from tlearn.train.run import Run
 from tlearn.train.session import Session, restore_weights
+from tlearn.train.status import StatusFile
+from tlearn.train.stopping import Interrupted, Stopped, stoppable
 from tlearn.train.streams import Streams, guarded
 from tlearn.train.validation import KeptValidation, make_evaluation
 from tlearn.train.xla import uses_xla
 
 _SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
-
-
-class Stopped(Exception):
-    """The run was asked to stop; its state is saved."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run.path
-        super().__init__(f"stopped: {run.path}")
 
 
 class Trainer:
@@ -81,6 +76,7 @@ class Trainer:
         self._saved_at = self._begun_at = time.monotonic()
         self._evaluate = make_evaluation(classifier.model, plan)
         self._kept: KeptValidation | None = None
+        self._status = StatusFile(run, plan)
         self._features = FeatureMaker(config, data, classifier, plan.stages, self._streams, terminal, should_stop)
 
     def run(self) -> dict[str, Any]:
@@ -92,23 +88,68 @@ class Trainer:
         Raises:
             Stopped: after ``should_stop``; the state is saved.
             NumericalFault: the loss is not finite; the last good state is kept.
+            OutOfMemory: batches, or their features, are too large; the last good state is kept.
             DataError: an image became unreadable.
         """
         self._begun_at = time.monotonic() - self._progress.seconds  # features are part of what a stage takes
-        if self._progress.global_step == 0:
-            self._show_samples()
-        session = None
         try:
-            for index in range(self._progress.stage, len(self._plan.stages)):
-                session = self._run_stage(index, session)
-            return self._finish()
-        except NumericalFault as fault:
+            with self._status.kept(self._progress), memory_guard(self._config.data.batch_size):
+                if self._progress.global_step == 0:
+                    self._show_samples()
+                self._run_stages()
+                return self._finish()
+        except Interrupted:
+            raise Stopped(self._run.path) from None
+        except (NumericalFault, OutOfMemory) as fault:
             fault.run = str(self._run.path)
             raise
         finally:
             self._terminal.end_epoch()
             self._features.close()
             self._board.close()
+
+    def restore(self) -> None:
+        """Take up the newest saved state of the run, where there is one."""
+        found = self._latest()
+        if found is not None:
+            self._saved_state, progress = found
+            self._progress = Progress(**progress)
+        self._forget_later()
+        self._terminal.print(f"goes on after step {self._progress.global_step} of {self._plan.steps}")
+
+    def _latest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        largest = checkpoint.largest(self._classifier.model.variables)
+        return checkpoint.latest(self._run.checkpoints, self._terminal.print, most=largest)
+
+    def _forget_later(self) -> None:
+        """Drop what was recorded after the step that the run stands at: it will be recorded again."""
+        self._run.truncate_metrics(self._progress.global_step)
+        self._board.go_back(self._progress.global_step)
+
+    def _run_stages(self) -> None:
+        session, last = None, len(self._plan.stages)
+        index = self._progress.stage
+        while index < last:
+            try:
+                session = self._run_stage(index, session)
+                index += 1
+            except NumericalFault as fault:
+                self._roll_back(fault)
+                session, index = None, self._progress.stage
+
+    def _roll_back(self, fault: NumericalFault) -> None:
+        """Stand where the newest state was saved, with a smaller rate. Raises the fault where that is not to be."""
+        settings, failed = self._config.on_nan, self._progress
+        found = self._latest()
+        if settings.action is OnNan.stop or failed.rollbacks >= settings.most or found is None:
+            raise fault
+        self._terminal.end_epoch()
+        self._saved_state, saved = found
+        self._progress = failed.back_to(Progress(**saved), settings.factor)
+        step, count = self._progress.global_step, f"{failed.rollbacks + 1} of at most {settings.most}"
+        self._terminal.print(f"{fault}: back to step {step}, with {settings.factor:g} times the rate ({count})")
+        self._forget_later()
+        self._write_state(self._saved_state)  # killed from here on, the run remembers
 
     def _finish(self) -> dict[str, Any]:
         test = self._data.test
@@ -125,16 +166,10 @@ class Trainer:
 
     def _whole(self, rows: np.ndarray) -> Outputs:
         """What the whole model gives for images."""
-        return self._evaluate.with_outputs(guarded(self._streams.evaluation(rows)))
+        return self._evaluate.with_outputs(self._evaluation(rows))
 
-    def restore(self) -> None:
-        """Take up the newest saved state of the run, where there is one."""
-        largest = checkpoint.largest(self._classifier.model.variables)
-        found = checkpoint.latest(self._run.checkpoints, most=largest)
-        if found is not None:
-            self._saved_state, progress = found
-            self._progress = Progress(**progress)
-        self._run.truncate_metrics(self._progress.global_step)
+    def _evaluation(self, rows: np.ndarray) -> Iterator[Any]:
+        return guarded(stoppable(self._streams.evaluation(rows), self._should_stop))
 
     def _run_stage(self, index: int, before: Session | None) -> Session:
         plan, progress, state = self._plan.stages[index], self._progress, self._saved_state
@@ -142,7 +177,8 @@ class Trainer:
             progress.enter(index)
         if state is not None:
             self._restore(lambda: restore_weights(self._classifier, state))  # what is kept below is made from them
-        features = self._features_of(index) if progress.step < plan.steps else None
+        unfinished, is_last = progress.step < plan.steps or progress.validation_due, index == len(self._plan.stages) - 1
+        features = self._features_of(index) if unfinished or is_last else None  # the last also tell the final scores
         model, prefix = (features.suffix, None) if features else self._features.streamed(index)
         session = Session(
             self._classifier,
@@ -152,23 +188,25 @@ class Trainer:
             model=model,
             before=before,
             first_iteration=None if state is None else progress.first_iteration,
+            rate=progress.rate,
         )
         progress.first_iteration = session.first_iteration
         if state is not None:
             self._restore(lambda: session.restore(state))
             self._saved_state = None
+        elif progress.global_step == 0:
+            self._save(session)  # there is a good state from here on
         self._terminal.print(f"stage {plan.name}: {plan.parameters:,} parameters, {plan.optimizer}")
-        if progress.step < plan.steps:
-            self._run_steps(session, plan, self._config.schedule.stages[index], features, prefix)
+        validate = self._validation(features)
+        if unfinished:
+            self._run_steps(session, plan, self._config.schedule.stages[index], features, prefix, validate)
         session.finalize()
         self._save(session)
         return session
 
     def _features_of(self, index: int) -> StageFeatures | None:
-        try:
+        with memory_guard(self._config.data.batch_size, of_features=True):
             return self._features.stage(index)
-        except Interrupted:
-            raise Stopped(self._run) from None  # what is saved already is all there is
 
     def _restore(self, take_up: Callable[[], None]) -> None:
         try:
@@ -186,44 +224,43 @@ class Trainer:
         stage: Stage,
         features: StageFeatures | None,
         prefix: Compute | None,
+        validate: Callable[[], Logs],
     ) -> None:
         progress, per_epoch = self._progress, self._plan.steps_per_epoch
+        if progress.validation_due and self._end_epoch(session, plan, stage, session.logs(), validate):
+            return
         first, last = plan.first_epoch * per_epoch + progress.step, plan.first_epoch * per_epoch + plan.steps
         if features is None:
             batches = self._streams.training(stage, first, last)
         else:
             batches = self._streams.features(stage, features, first, last)
-        validate = self._validation(features)
         xla = uses_xla(self._config, stage)
         loop = Loop(session.model, batches, xla=xla, in_chunks=features is not None, prefix=prefix)
         self._begin_epoch(session, plan)
         for step, logs in guarded(loop.run(progress.step, lambda step: self._boundary(plan, step))):
             progress.global_step += step - progress.step
             progress.step, progress.seconds = step, time.monotonic() - self._begun_at
-            self._after_steps(plan, logs, loop)
+            self._after_steps(plan, logs, session.learning_rate())
             if step % per_epoch == 0 or step == plan.steps:
-                self._end_epoch(session, plan, stage, logs | {"learning_rate": loop.learning_rate()}, validate)
-                progress.seconds = time.monotonic() - self._begun_at
-                if step == plan.steps or self._ends_early(plan, stage):
-                    progress.step = plan.steps
+                if self._end_epoch(session, plan, stage, logs, validate):
                     return
                 self._begin_epoch(session, plan)
             if self._save_is_due() or self._should_stop():
                 self._save(session)
             if self._should_stop():
-                raise Stopped(self._run)
+                raise Interrupted
 
     def _boundary(self, plan: StagePlan, step: int) -> int:
         """The next step at which something other than training is due."""
         periods = [self._plan.steps_per_epoch, self._config.log.every, self._config.checkpoint.every.steps]
         return min(plan.steps, *((step // period + 1) * period for period in periods if period))
 
-    def _after_steps(self, plan: StagePlan, logs: Logs, loop: Loop) -> None:
+    def _after_steps(self, plan: StagePlan, logs: Logs, learning_rate: float) -> None:
         """Show and, when due, record training metrics: running means of the epoch so far."""
         progress = self._progress
         self._terminal.step((progress.step - 1) % self._plan.steps_per_epoch + 1, metrics_line(logs, _SHOWN))
         if progress.step % self._config.log.every == 0:
-            values = logs | {"learning_rate": loop.learning_rate()}
+            values = logs | {"learning_rate": learning_rate}
             self._record("step", plan, **values)
             self._board.scalars("train", values, progress.global_step)
 
@@ -241,39 +278,69 @@ class Trainer:
         """Loss and metrics of the validation images, from their features where these are kept."""
         if features is None:
             self._kept = None
-            return lambda: self._evaluate(self._streams.evaluation(self._data.val))
+            return lambda: self._evaluate(self._evaluation(self._data.val))
         self._kept = KeptValidation(
-            self._classifier, self._plan, self._data, self._streams, features, self._terminal.print
+            self._classifier,
+            self._plan,
+            self._data,
+            self._streams,
+            features,
+            say=self._terminal.print,
+            should_stop=self._should_stop,
         )
         return self._kept
 
     def _end_epoch(
         self, session: Session, plan: StagePlan, stage: Stage, logs: Logs, validate: Callable[[], Logs]
-    ) -> None:
-        """Validate, record, and keep the best weights."""
+    ) -> bool:
+        """Validate, record, and keep the best weights. Whether the stage ends with this epoch."""
         progress = self._progress
         self._terminal.end_epoch()
+        validation = self._validate(session, validate)
+        logs = logs | {"learning_rate": session.learning_rate()}
         progress.epochs += 1
-        with session.averaged():
-            validation = validate()
-            if not math.isfinite(validation["loss"]):
-                raise self._fault(session)
-            progress.metrics = logs | {f"val_{name}": value for name, value in validation.items()}
-            is_best = progress.judge(
-                progress.metrics[self._monitor],
-                epoch=self._epoch(plan),
-                smaller_is_better=smaller_is_better(self._monitor),
-                min_delta=stage.early_stopping.min_delta,
-            )
-            if is_best:
-                weights = {key: np.asarray(variable) for key, variable in self._classifier.variables().items()}
-                checkpoint.save(self._run.best_file, weights, {"epoch": self._epoch(plan), **progress.metrics})
+        progress.metrics = logs | {f"val_{name}": value for name, value in validation.items()}
+        self._keep_best(session, plan, stage)
         self._record("epoch", plan, **progress.metrics, seconds=round(progress.seconds, 3))
-        self._board.scalars("train", logs, progress.global_step)
+        if progress.step % self._config.log.every:  # else it has this point already
+            self._board.scalars("train", logs, progress.global_step)
         self._board.scalars("val", validation, progress.global_step)
         self._board.flush()
         number = self._epoch(plan) - plan.first_epoch
         self._terminal.print(f"{plan.name} {number}/{plan.epochs}  {metrics_line(progress.metrics, _SHOWN)}")
+        progress.seconds = time.monotonic() - self._begun_at
+        if progress.step == plan.steps or self._ends_early(plan, stage):
+            progress.step = plan.steps
+            return True
+        return False
+
+    def _validate(self, session: Session, validate: Callable[[], Logs]) -> Logs:
+        """Loss and metrics of the validation images. A run that is stopped meanwhile does it when it goes on."""
+        self._progress.validation_due = True
+        try:
+            with session.averaged():
+                validation = validate()
+        except Interrupted:
+            self._save(session)
+            raise
+        self._progress.validation_due = False
+        if not math.isfinite(validation["loss"]):
+            raise self._fault(session)
+        return validation
+
+    def _keep_best(self, session: Session, plan: StagePlan, stage: Stage) -> None:
+        """Write the weights that were validated, where they are the best so far."""
+        progress, epoch = self._progress, self._epoch(plan)
+        is_best = progress.judge(
+            progress.metrics[self._monitor],
+            epoch=epoch,
+            smaller_is_better=smaller_is_better(self._monitor),
+            min_delta=stage.early_stopping.min_delta,
+        )
+        if is_best:
+            with session.averaged():
+                weights = {key: np.asarray(variable) for key, variable in self._classifier.variables().items()}
+            checkpoint.save(self._run.best_file, weights, {"epoch": epoch, **progress.metrics})
 
     def _ends_early(self, plan: StagePlan, stage: Stage) -> bool:
         patience, waited = stage.early_stopping.patience, self._progress.waited
@@ -302,14 +369,22 @@ class Trainer:
         return every.epochs is not None and ended and progress.epochs % every.epochs == 0
 
     def _save(self, session: Session) -> None:
-        keep, step, state = self._config.checkpoint.keep, self._progress.global_step, session.state()
+        state = session.state()
         if not all(np.isfinite(array).all() for array in state.values() if array.dtype.kind == "f"):
             raise self._fault(session)  # the loss of the last step was finite still, the weights it left are not
-        checkpoint.save_step(self._run.checkpoints, step, state, asdict(self._progress), keep)
+        self._write_state(state)
+
+    def _write_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Make everything durable that was recorded up to here, the state itself last."""
+        progress, keep = self._progress, self._config.checkpoint.keep
+        self._metrics.sync()
+        self._board.flush()
+        checkpoint.save_step(self._run.checkpoints, progress.global_step, state, asdict(progress), keep)
+        self._status.running(progress)
         self._saved_at = time.monotonic()
 
     def _fault(self, session: Session) -> NumericalFault:
-        return NumericalFault(self._progress.step, float(np.asarray(session.model.optimizer.learning_rate)))
+        return NumericalFault(self._progress.step, session.learning_rate())
 
     def _show_samples(self) -> None:
         """The first training images as the model sees them."""

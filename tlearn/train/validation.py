@@ -14,6 +14,7 @@ from tlearn.train.features import StageFeatures
 from tlearn.train.loop import Evaluation, Logs, Outputs
 from tlearn.train.losses import make_loss, make_metrics
 from tlearn.train.plan import Plan
+from tlearn.train.stopping import stoppable
 from tlearn.train.streams import Streams, guarded
 
 _COMPARED = 16  # images that the whole model must see as its features say
@@ -35,6 +36,7 @@ class KeptValidation:
         plan, data, streams: of the run.
         features: of the stage, open.
         say: told where features are not what the whole model computes.
+        should_stop: asked between chunks of images; True ends the evaluation with ``Interrupted``.
     """
 
     def __init__(
@@ -44,18 +46,21 @@ class KeptValidation:
         data: Data,
         streams: Streams,
         features: StageFeatures,
+        *,
         say: Callable[[str], None],
+        should_stop: Callable[[], bool],
     ) -> None:
         self._whole = classifier.model
         self._data = data
         self._streams = streams
         self._features = features
         self._say = say
+        self._should_stop = should_stop
         self._evaluate = make_evaluation(features.suffix, plan)
 
     def __call__(self) -> Logs:
         """The metrics for the weights as they are now."""
-        return self._evaluate.on_chunks(self._streams.validation_features(self._features))
+        return self._evaluate.on_chunks(self._chunks())
 
     def final(self) -> Outputs | None:
         """What the whole model with its final weights gives, had from the features; None where they do not tell.
@@ -72,8 +77,11 @@ class KeptValidation:
         self._say(f"kept features differ from the whole model by {difference:.1g} of the largest logit: not used")
         return None
 
+    def _chunks(self) -> Iterator[tuple[list[Any], Any]]:
+        return stoppable(self._streams.validation_features(self._features), self._should_stop)
+
     def _batches(self) -> Iterator[tuple[list[Any], Any]]:
-        for tensors, targets in self._streams.validation_features(self._features):
+        for tensors, targets in self._chunks():
             for step in range(len(targets)):
                 yield [tensor[step] for tensor in tensors], targets[step]
 

@@ -1,0 +1,75 @@
+"""How a run is stopped: between two steps, at a place from which it can go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_PLAIN = re.compile(r"[\w./+@-]+")  # what neither a shell nor Hydra reads in another way
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what was being computed is given up."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and can be resumed.
+
+    Attributes:
+        run: its folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        super().__init__(f"stopped; go on with: {resume_command(run)}")
+
+
+def resume_command(run: Path) -> str:
+    """What goes on with a run, ready to be pasted into a shell."""
+    if _PLAIN.fullmatch(str(run)):
+        return f"python -m tlearn.train resume={run}"
+    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")  # for Hydra; then for the shell
+    return "python -m tlearn.train " + shlex.quote(f"resume='{quoted}'")
+
+
+def stoppable(batches: Iterable[T], should_stop: Callable[[], bool]) -> Iterator[T]:
+    """The batches, for as long as nobody wants to stop. Raises Interrupted."""
+    for batch in batches:
+        if should_stop():
+            raise Interrupted
+        yield batch
+
+
+class StopSignal:
+    """Whether SIGTERM or SIGINT came: the first lets the step end, the second ends the process.
+
+    Whoever asks once asks again and again: from the first question on, a signal waits for the next one. Before it
+    there is nothing to save, and a signal raises ``KeyboardInterrupt`` wherever the program is.
+    """
+
+    def __init__(self) -> None:
+        self._received = self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        self._asked = True
+        return self._received
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._received = True
+        if not self._asked:
+            raise KeyboardInterrupt
+        os.write(2, b"\nstopping after this step and saving; once more stops at once\n")
