@@ -103,7 +103,8 @@ def _verify(cache: FeatureCache, as_json: bool) -> int:
 
 
 def _clear(cache: FeatureCache, older_than: float, as_json: bool) -> int:
-    entries = [entry for entry in cache.entries() if time.time() - entry.used >= older_than * _DAY]
+    # What a clock that was set back since calls the future was used now.
+    entries = [entry for entry in cache.entries() if max(0.0, time.time() - entry.used) >= older_than * _DAY]
     deleted = [entry for entry in entries if cache.delete(entry.key)]
     kept = [entry.key for entry in entries if entry not in deleted]
     cache.sweep()

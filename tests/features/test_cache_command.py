@@ -120,3 +120,15 @@ def test_it_is_a_verb_and_needs_no_tensorflow() -> None:
     code += "print([name for name in ('tensorflow', 'keras') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_clock_that_was_set_back(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was used in ten years is in order: listed, taken for new, and cleared with all others."""
+    later = time.time() + 315_576_000
+    os.utime(filled.folder / KEYS[0] / "meta.json", (later, later))
+    assert main(["list"]) == 0
+    assert "just now" in capsys.readouterr().out
+    assert main(["clear", "--older-than", "1"]) == 0
+    assert filled.has(KEYS[0])
+    assert main(["clear"]) == 0
+    assert filled.entries() == []

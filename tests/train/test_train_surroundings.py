@@ -1,0 +1,148 @@
+"""What goes on around a run: clocks that jump, others at work on the same folder, images that go away."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.train.test_train_faults import STAGES, same
+from tlearn.data import UnreadableImage
+from tlearn.errors import UserError
+from tlearn.train import report
+from tlearn.train.api import fit, open_run, resume
+from tlearn.train.command import main
+from tlearn.train.run import Run
+from tlearn.train.trainer import Stopped
+
+Make = Callable[..., Any]
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report's figures take longer to draw than the network to train."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    monkeypatch.setattr(report, "_png", lambda figure: file.getvalue())
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit(tiny_config(*STAGES, f"run_dir={tmp_path_factory.mktemp('whole') / 'run'}"))
+
+
+@pytest.fixture
+def stopped(whole: Run, tmp_path: Path) -> Run:
+    """The run as a kill between its stages leaves it."""
+    run = open_run(shutil.copytree(whole.path, tmp_path / "run"))
+    for path in (run.summary_file, run.model_file):
+        path.unlink()
+    return run
+
+
+# --- the clock -------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    whole: Run, tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty years to and fro, also between the states that are there: the newest is that of the last step."""
+    now, years = time.time(), itertools.cycle((0.0, -10.0, 10.0))
+    monkeypatch.setattr(time, "time", lambda: now + next(years) * 31_557_600)
+    folder = tmp_path / "run"
+    config = tiny_config(*STAGES, "checkpoint.keep=9", f"run_dir={folder}")
+    with pytest.raises(Stopped):
+        fit(config, should_stop=lambda: len(list(folder.glob("checkpoints/step-*"))) > 1)
+    for age, path in enumerate(sorted((folder / "checkpoints").glob("step-*"))):
+        os.utime(path, (now - age * 31_557_600,) * 2)
+    run = resume(folder)
+    for path in run.checkpoints.glob("step-*"):
+        if not (whole.checkpoints / path.name).is_file():
+            path.unlink()  # more are kept here
+    same(run, whole)
+    assert run.summary["seconds"] < 600, "measured by a clock that does not jump"
+
+
+# --- others ----------------------------------------------------------------------------------------------------------
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from tlearn.train.run import Run
+with Run(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_lock_dies_with_its_holder(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(stopped.path)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert main([f"resume={stopped.path}"]) == 2
+        assert "another process is working on this run" in capsys.readouterr().err
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(timeout=30)
+    with stopped.locked():  # at once: no age is waited for, and no file to be removed by hand
+        pass
+
+
+def test_a_run_that_another_finishes_first_is_not_resumed(stopped: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the first look and the lock the other one ends."""
+    locked = Run.locked
+
+    def late(run: Run) -> Any:
+        run.write_summary({"status": "finished"})
+        return locked(run)
+
+    monkeypatch.setattr(Run, "locked", late)
+    with pytest.raises(UserError, match="has finished"):
+        resume(stopped.path)
+    assert open_run(stopped.path).summary == {"status": "finished"}
+
+
+def test_what_a_killed_process_left_unfinished_is_swept_away(stopped: Run, whole: Run) -> None:
+    left = [stopped.path / ".partial.4711.model.keras", stopped.checkpoints / ".partial.4711.step-0000000009.npz"]
+    for path in left:
+        path.write_bytes(b"half")
+    same(resume(stopped.path), whole)
+    assert not any(path.exists() for path in left)
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_images_that_vanish_and_come_back(pictures: Path, tiny_config: Make, tmp_path: Path) -> None:
+    """A network mount that goes away: the run says which image it missed, and goes on when it is back."""
+    config = ("data.name=folder", f"data.path={pictures}", "data.batch_size=4", "schedule.stages.0.epochs=2")
+    more = (*config, "cache.mode=off", "log.every=1", "checkpoint.every={steps: 1, minutes: null}", "xla=off")
+    undisturbed = fit(tiny_config(*more, f"run_dir={tmp_path / 'whole'}"))
+    run, away = tmp_path / "run", tmp_path / "away"
+
+    def vanish() -> bool:
+        if pictures.exists() and (run / "metrics.jsonl").is_file():
+            pictures.rename(away)
+        return False
+
+    with pytest.raises(UnreadableImage, match="there is no such file") as caught:
+        fit(tiny_config(*more, f"run_dir={run}"), should_stop=vanish)
+    assert any(f"resume={run}" in note for note in caught.value.__notes__)
+    with pytest.raises(UserError, match="pictures"):
+        resume(run)
+    away.rename(pictures)
+    same(resume(run), undisturbed)
