@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import io
 import json
 import os
-import struct
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,132 +19,12 @@ from PIL import Image
 
 import tlearn
 from tests.verbs.conftest import draw_picture, train
-from tlearn.config import Interpolation, Resize
 from tlearn.export import main
 from tlearn.exporting.formats import Tolerance
 from tlearn.exporting.parity import compare
 from tlearn.exporting.publish import publish, temporary_folder
-from tlearn.images import Reading
 
 DIGITS = list("0123456789")
-
-
-# --- images read in a graph ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", list(Resize))
-@pytest.mark.parametrize("interpolation", list(Interpolation))
-def test_a_graph_reads_images_as_pillow_does(mode: Resize, interpolation: Interpolation) -> None:
-    import tensorflow as tf
-
-    from tlearn.data import decode
-    from tlearn.exporting.graph_reading import graph_reader
-
-    reading = Reading(48, mode, 0.875 if mode is Resize.crop else 1.0, interpolation)
-    read = tf.function(graph_reader(reading), [tf.TensorSpec((), tf.string)])
-    # Pillow may resample rows before columns, which overshoots elsewhere with kernels that have negative parts
-    allowed = {Interpolation.nearest: 0, Interpolation.bilinear: 2}.get(interpolation, 10)
-    for number, (kind, colours, size) in enumerate(PICTURES):
-        file = encoded(kind, colours, size, number)
-        expected = reading.square(decode(file, max_pixels=10**6)).astype(int)
-        difference = np.abs(read(file).numpy().astype(int) - expected)
-        assert difference.max() <= allowed, (kind, colours, size)
-        assert difference.mean() < 0.2, (kind, colours, size)
-
-
-def test_a_graph_refuses_what_it_would_read_wrongly() -> None:
-    import tensorflow as tf
-
-    from tlearn.exporting.graph_reading import graph_reader
-
-    read = tf.function(graph_reader(Reading(48)), [tf.TensorSpec((), tf.string)])
-    for file in (encoded("PNG", "1", (80, 60), 1), b"GIF89a", b"", b"\xff\xd8\xff"):
-        with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError)):
-            read(file)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_graph_turns_photographs_upright(kind: str) -> None:
-    """As they were held, in either byte order, with other entries around and other segments before."""
-    import tensorflow as tf
-
-    from tlearn.data import decode
-    from tlearn.exporting.graph_reading import graph_reader
-
-    reading = Reading(48, Resize.pad)
-    read = tf.function(graph_reader(reading), [tf.TensorSpec((), tf.string)])
-    seen = set()
-    for orientation in range(10):
-        for order in "<>":
-            file = with_exif(kind, exif(order, ("H", 0x010F, 7), ("H", 0x0112, orientation), ("I", 0x0131, 9)))
-            expected = reading.square(decode(file, max_pixels=10**6)).astype(int)
-            assert np.abs(read(file).numpy().astype(int) - expected).max() <= 2, (orientation, order)
-            seen.add(expected.tobytes())
-    assert len(seen) == 8, "eight ways to hold it, and two that there are not"
-    plain = read(with_exif(kind, None)).numpy()
-    turned = exif("<", ("I", 0x0112, 6))
-    assert (read(with_exif(kind, turned)).numpy() != plain).any(), "a long integer will do"
-    odd = (turned[:9], turned[6:], b"", b"MM" + turned[2:], turned[:4] + b"\xff" * 20, exif("<", ("B", 0x0112, 6)))
-    for broken in odd:
-        np.testing.assert_array_equal(read(with_exif(kind, broken)), plain)
-
-
-def test_files_that_a_graph_does_not_read_are_checked_as_png(tmp_path: Path) -> None:
-    """Pillow takes the orientation from XMP too."""
-    from tlearn.exporting.samples import found_samples
-
-    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf tiff:Orientation="6"/></x:xmpmeta>'
-    plain = with_exif("JPEG", None)
-    segment = b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp
-    (tmp_path / "0.jpg").write_bytes(with_exif("JPEG", exif(">", ("H", 0x0112, 6))))
-    (tmp_path / "1.jpg").write_bytes(plain[:2] + segment + plain[2:])
-    (tmp_path / "2.jpg").write_bytes(plain)
-    samples = found_samples([str(tmp_path)], 3, Reading(48))
-    assert [file[1:4] == b"PNG" for file in samples.files] == [False, True, False]
-    assert samples.reencoded == 1
-    np.testing.assert_array_equal(samples.pixels[0], samples.pixels[1])
-    assert (samples.pixels[1] != samples.pixels[2]).any()
-
-
-def exif(order: str, *entries: tuple[str, int, int]) -> bytes:
-    """The TIFF file of an EXIF block: (format, tag, value) each."""
-    kinds = {"B": 1, "H": 3, "I": 4}
-    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8)
-    listed = [
-        struct.pack(f"{order}HHI", tag, kinds[form], 1) + struct.pack(f"{order}{form}", value).ljust(4, b"\0")
-        for form, tag, value in entries
-    ]
-    return head + struct.pack(f"{order}H", len(entries)) + b"".join(listed) + bytes(4)
-
-
-def with_exif(kind: str, block: bytes | None) -> bytes:
-    """A picture that is of another shape lying than standing, with a block of any bytes."""
-    file = encoded(kind, "RGB", (80, 60), 5)
-    if block is None:
-        return file
-    if kind == "JPEG":
-        comment = b"\xff\xfe" + struct.pack(">H", 5) + b"hi!"
-        content = b"Exif\0\0" + block
-        return file[:2] + comment + b"\xff\xff\xe1" + struct.pack(">H", len(content) + 2) + content + file[2:]
-    end = len(file) - 12  # behind the pixels
-    checksum = struct.pack(">I", zlib.crc32(b"eXIf" + block))
-    return file[:end] + struct.pack(">I", len(block)) + b"eXIf" + block + checksum + file[end:]
-
-
-PICTURES = (
-    *(("JPEG", "RGB", size) for size in ((90, 70), (70, 90), (30, 20), (48, 48))),
-    *(("PNG", colours, (80, 60)) for colours in ("RGB", "RGBA", "L", "LA", "P")),
-    ("JPEG", "L", (60, 80)),
-)
-
-
-def encoded(kind: str, colours: str, size: tuple[int, int], seed: int) -> bytes:
-    """A picture of its own as the bytes of a file."""
-    small = np.random.default_rng(seed).integers(0, 256, (9, 7, 4), dtype=np.uint8)
-    image = Image.fromarray(small, "RGBA").resize(size, Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    (image if colours == "RGBA" else image.convert("RGB").convert(colours)).save(buffer, kind)
-    return buffer.getvalue()
 
 
 # --- every format ----------------------------------------------------------------------------------------------------
@@ -290,7 +167,7 @@ def test_parity_on_photographs(assets: Path, keras_home: Path, tmp_path: Path, r
     for name, limit in limits.items():
         assert entries[name]["max_difference"] < limit, name
         assert entries[name]["agreement"] >= 0.98, name
-    assert entries["tflite", "int8"]["agreement"] >= 0.85
+    assert entries["tflite", "int8"]["agreement"] >= 0.96, "uncorrected roundings cost 8 in 100"
     served = entries["saved_model", None]["signatures"]["image_bytes"]
     assert 0 < served["max_difference"] < 0.03
     assert served["agreement"] >= 0.98

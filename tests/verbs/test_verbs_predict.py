@@ -17,7 +17,7 @@ from PIL import Image
 
 import tlearn
 from tlearn.predict import main
-from tlearn.train.run import Run
+from tlearn.train.run import FORMAT, Run
 
 
 def accepted(text: str) -> set[int]:
@@ -25,18 +25,25 @@ def accepted(text: str) -> set[int]:
     return set(range(int(first), int(last) + 1)) if last else {int(part) for part in text.split(",")}
 
 
-def test_mobilenet_knows_the_labelled_photographs(assets: Path, keras_home: Path, run_cli: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "top1", "top5"), [(("mobilenet", "--alpha", "0.25"), 14, 16), (("mobilenet_v2",), 15, 16)]
+)
+def test_imagenet_networks_know_the_labelled_photographs(
+    backbone: tuple[str, ...], top1: int, top5: int, assets: Path, keras_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The figures of the assets' README, measured there with plain Keras."""
-    arguments = ["--backbone", "mobilenet", "--alpha", "0.25", "--format", "json", assets / "open-photos"]
-    found = json.loads(run_cli("predict", *arguments).assert_ok().stdout)
+    assert main(["--backbone", *backbone, "--format", "json", str(assets / "open-photos")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(entry.keys() == {"path", "top"} for entry in found)
+    assert all(guess.keys() == {"index", "wordnet", "label", "probability"} for guess in found[0]["top"])
     by_name = {Path(entry["path"]).name: entry["top"] for entry in found}
     with (assets / "open-photos" / "labels.tsv").open(encoding="utf-8") as file:
         wanted = {
             row["file"]: accepted(row["accepted_imagenet_indices"]) for row in csv.DictReader(file, delimiter="\t")
         }
     assert len(wanted) == 16
-    assert sum(by_name[name][0]["index"] in right for name, right in wanted.items()) == 14
-    assert sum(any(guess["index"] in right for guess in by_name[name]) for name, right in wanted.items()) == 16
+    assert sum(by_name[name][0]["index"] in right for name, right in wanted.items()) == top1
+    assert sum(any(guess["index"] in right for guess in by_name[name]) for name, right in wanted.items()) == top5
     best = by_name["skimage_chelsea.png"][0]
     assert (best["index"], best["wordnet"], best["label"]) == (285, "n02124075", "Egyptian cat")
 
@@ -210,6 +217,11 @@ def test_mistakes(
         ("config.yaml", b"backbone:\n  name: tiny_of_a_plugin\n", ("tiny_of_a_plugin", "TLEARN_PLUGINS")),
         ("config.yaml", b"{", ("config.yaml", "cannot be read")),
         ("config.yaml", b"\xff\xfe", ("config.yaml", "cannot be read")),
+        (
+            "environment.json",
+            {"run_format": FORMAT + 1, "packages": {"tlearn": "9.1"}},
+            ("made by tlearn 9.1, which is newer", "pip install --upgrade"),
+        ),
         ("manifest.json", None, ("damaged", "manifest.json")),
         ("manifest.json", b"[]", ("damaged",)),
         ("manifest.json", {"classes": []}, ("classes make no sense",)),
@@ -222,10 +234,12 @@ def test_folders_that_are_no_finished_run_of_this_version(
     name: str,
     content: Any,
     says: tuple[str, ...],
+    digits_run: Path,
     altered: Callable[[str, Any], Path],
     pictures: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    assert json.loads((digits_run / "environment.json").read_text())["run_format"] == FORMAT
     assert main([str(altered(name, content)), str(pictures)]) == 2
     error = capsys.readouterr().err
     missing = [text for text in says if text not in error]

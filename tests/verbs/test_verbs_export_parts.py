@@ -1,0 +1,207 @@
+"""What exports are made of: image files read in a graph, and weights rounded to integers."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlearn.config import Interpolation, Resize
+from tlearn.images import Reading
+
+# --- images read in a graph ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", list(Resize))
+@pytest.mark.parametrize("interpolation", list(Interpolation))
+def test_a_graph_reads_images_as_pillow_does(mode: Resize, interpolation: Interpolation) -> None:
+    import tensorflow as tf
+
+    from tlearn.data import decode
+    from tlearn.exporting.graph_reading import graph_reader
+
+    reading = Reading(48, mode, 0.875 if mode is Resize.crop else 1.0, interpolation)
+    read = tf.function(graph_reader(reading), [tf.TensorSpec((), tf.string)])
+    # Pillow may resample rows before columns, which overshoots elsewhere with kernels that have negative parts
+    allowed = {Interpolation.nearest: 0, Interpolation.bilinear: 2}.get(interpolation, 10)
+    for number, (kind, colours, size) in enumerate(PICTURES):
+        file = encoded(kind, colours, size, number)
+        expected = reading.square(decode(file, max_pixels=10**6)).astype(int)
+        difference = np.abs(read(file).numpy().astype(int) - expected)
+        assert difference.max() <= allowed, (kind, colours, size)
+        assert difference.mean() < 0.2, (kind, colours, size)
+
+
+def test_a_graph_refuses_what_it_would_read_wrongly() -> None:
+    import tensorflow as tf
+
+    from tlearn.exporting.graph_reading import graph_reader
+
+    read = tf.function(graph_reader(Reading(48)), [tf.TensorSpec((), tf.string)])
+    for file in (encoded("PNG", "1", (80, 60), 1), b"GIF89a", b"", b"\xff\xd8\xff"):
+        with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError)):
+            read(file)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_graph_turns_photographs_upright(kind: str) -> None:
+    """As they were held, in either byte order, with other entries around and other segments before."""
+    import tensorflow as tf
+
+    from tlearn.data import decode
+    from tlearn.exporting.graph_reading import graph_reader
+
+    reading = Reading(48, Resize.pad)
+    read = tf.function(graph_reader(reading), [tf.TensorSpec((), tf.string)])
+    seen = set()
+    for orientation in range(10):
+        for order in "<>":
+            file = with_exif(kind, exif(order, ("H", 0x010F, 7), ("H", 0x0112, orientation), ("I", 0x0131, 9)))
+            expected = reading.square(decode(file, max_pixels=10**6)).astype(int)
+            assert np.abs(read(file).numpy().astype(int) - expected).max() <= 2, (orientation, order)
+            seen.add(expected.tobytes())
+    assert len(seen) == 8, "eight ways to hold it, and two that there are not"
+    plain = read(with_exif(kind, None)).numpy()
+    turned = exif("<", ("I", 0x0112, 6))
+    assert (read(with_exif(kind, turned)).numpy() != plain).any(), "a long integer will do"
+    odd = (turned[:9], turned[6:], b"", b"MM" + turned[2:], turned[:4] + b"\xff" * 20, exif("<", ("B", 0x0112, 6)))
+    for broken in odd:
+        np.testing.assert_array_equal(read(with_exif(kind, broken)), plain)
+
+
+def test_files_that_a_graph_does_not_read_are_checked_as_png(tmp_path: Path) -> None:
+    """Pillow takes the orientation from XMP too."""
+    from tlearn.exporting.samples import found_samples
+
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    plain = with_exif("JPEG", None)
+    segment = b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp
+    (tmp_path / "0.jpg").write_bytes(with_exif("JPEG", exif(">", ("H", 0x0112, 6))))
+    (tmp_path / "1.jpg").write_bytes(plain[:2] + segment + plain[2:])
+    (tmp_path / "2.jpg").write_bytes(plain)
+    samples = found_samples([str(tmp_path)], 3, Reading(48))
+    assert [file[1:4] == b"PNG" for file in samples.files] == [False, True, False]
+    assert samples.reencoded == 1
+    np.testing.assert_array_equal(samples.pixels[0], samples.pixels[1])
+    assert (samples.pixels[1] != samples.pixels[2]).any()
+
+
+def exif(order: str, *entries: tuple[str, int, int]) -> bytes:
+    """The TIFF file of an EXIF block: (format, tag, value) each."""
+    kinds = {"B": 1, "H": 3, "I": 4}
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8)
+    listed = [
+        struct.pack(f"{order}HHI", tag, kinds[form], 1) + struct.pack(f"{order}{form}", value).ljust(4, b"\0")
+        for form, tag, value in entries
+    ]
+    return head + struct.pack(f"{order}H", len(entries)) + b"".join(listed) + bytes(4)
+
+
+def with_exif(kind: str, block: bytes | None) -> bytes:
+    """A picture that is of another shape lying than standing, with a block of any bytes."""
+    file = encoded(kind, "RGB", (80, 60), 5)
+    if block is None:
+        return file
+    if kind == "JPEG":
+        comment = b"\xff\xfe" + struct.pack(">H", 5) + b"hi!"
+        content = b"Exif\0\0" + block
+        return file[:2] + comment + b"\xff\xff\xe1" + struct.pack(">H", len(content) + 2) + content + file[2:]
+    end = len(file) - 12  # behind the pixels
+    checksum = struct.pack(">I", zlib.crc32(b"eXIf" + block))
+    return file[:end] + struct.pack(">I", len(block)) + b"eXIf" + block + checksum + file[end:]
+
+
+PICTURES = (
+    *(("JPEG", "RGB", size) for size in ((90, 70), (70, 90), (30, 20), (48, 48))),
+    *(("PNG", colours, (80, 60)) for colours in ("RGB", "RGBA", "L", "LA", "P")),
+    ("JPEG", "L", (60, 80)),
+)
+
+
+def encoded(kind: str, colours: str, size: tuple[int, int], seed: int) -> bytes:
+    """A picture of its own as the bytes of a file."""
+    small = np.random.default_rng(seed).integers(0, 256, (9, 7, 4), dtype=np.uint8)
+    image = Image.fromarray(small, "RGBA").resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    (image if colours == "RGBA" else image.convert("RGB").convert(colours)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+# --- weights rounded to integers -------------------------------------------------------------------------------------
+
+
+def layers_of_every_kind() -> dict[str, list[Any]]:
+    layers = keras.layers
+    return {
+        "convolution": [layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False), layers.BatchNormalization()],
+        "grouped": [layers.Conv2D(6, 3, groups=3, activation="relu")],
+        "depthwise": [layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)],
+        "separable": [layers.SeparableConv2D(8, 3, use_bias=False), layers.BatchNormalization()],
+        "dense": [layers.Flatten(), layers.Dense(4)],
+    }
+
+
+def rounded(weight: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
+    """Symmetric integers of 8 bits with a scale for each channel."""
+    result = np.empty_like(weight)
+    for index in np.ndindex(*(weight.shape[axis] for axis in channels)):
+        where = tuple(index[channels.index(axis)] if axis in channels else slice(None) for axis in range(weight.ndim))
+        scale = np.abs(weight[where]).max() / 127
+        result[where] = np.round(weight[where] / scale) * scale
+    return result
+
+
+@pytest.mark.parametrize("kind", list(layers_of_every_kind()))
+def test_rounded_weights_leave_the_mean_of_a_layer_as_it_was(kind: str) -> None:
+    from tlearn.exporting.rounding import mean_errors_corrected
+
+    keras.utils.set_random_seed(3)
+    chosen = layers_of_every_kind()[kind]
+    model = keras.Sequential([keras.Input((12, 12, 3)), *chosen])
+    model = keras.Model(model.input, model.output)
+    (layer,) = (layer for layer in chosen if layer.weights and not isinstance(layer, keras.layers.BatchNormalization))
+    pixels = np.random.default_rng(1).integers(100, 256, (11, 12, 12, 3)).astype(np.uint8)
+    if layer.use_bias and getattr(layer, "activation", None) is keras.activations.relu:
+        layer.bias.assign(np.full(layer.bias.shape, 1000.0))  # so that nothing is cut off
+    before = model.get_weights()
+
+    def means() -> np.ndarray:
+        outputs = model(pixels.astype(np.float32), training=False).numpy()
+        return outputs.reshape(-1, outputs.shape[-1]).mean(0, dtype=np.float64)
+
+    def quantised() -> np.ndarray:
+        kernels = [weight for weight in layer.weights if "kernel" in weight.name]
+        own = [kernel.numpy() for kernel in kernels]
+        for kernel, values in zip(kernels, own, strict=True):
+            deep = isinstance(layer, keras.layers.DepthwiseConv2D) or "depthwise" in kernel.name
+            kernel.assign(rounded(values, (2, 3) if deep else (values.ndim - 1,)))
+        found = means()
+        for kernel, values in zip(kernels, own, strict=True):
+            kernel.assign(values)
+        return found
+
+    expected = means()
+    error = np.abs(quantised() - expected).max()
+    with mean_errors_corrected(model, pixels):
+        assert np.abs(quantised() - expected).max() < 0.02 * error
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_what_two_layers_listen_to_is_left_alone() -> None:
+    """Without a bias of its own, a convolution is corrected in the batch norm above it, if nothing else is there."""
+    from tlearn.exporting.rounding import mean_errors_corrected
+
+    pixels = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, use_bias=False)(pixels)
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(pixels, keras.layers.Add()([norm(x), x]))
+    with mean_errors_corrected(model, np.full((2, 8, 8, 3), 200, np.uint8)):
+        assert not norm.moving_mean.numpy().any()
