@@ -164,8 +164,10 @@ def test_rounded_weights_leave_the_mean_of_a_layer_as_it_was(kind: str) -> None:
 
     keras.utils.set_random_seed(3)
     chosen = layers_of_every_kind()[kind]
-    model = keras.Sequential([keras.Input((12, 12, 3)), *chosen])
-    model = keras.Model(model.input, model.output)
+    outputs = inputs = keras.Input((12, 12, 3))
+    for each in chosen:
+        outputs = each(outputs)
+    model = keras.Model(inputs, outputs)
     (layer,) = (layer for layer in chosen if layer.weights and not isinstance(layer, keras.layers.BatchNormalization))
     pixels = np.random.default_rng(1).integers(100, 256, (11, 12, 12, 3)).astype(np.uint8)
     if layer.use_bias and getattr(layer, "activation", None) is keras.activations.relu:

@@ -40,7 +40,7 @@ class Tolerance:
 EXACT = Tolerance(1e-4, 0.95)  # the same arithmetic, in another order
 DECODED = Tolerance(0.03, 0.95)  # a few pixels off by one level, see graph_reading
 HALF = Tolerance(0.05, 0.95)
-INTEGER = Tolerance(0.5, 0.9)  # 256 levels for each activation: a doubtful image may change its class
+INTEGER = Tolerance(0.7, 0.9)  # 256 levels for each activation: a doubtful image may change its class
 
 OF_PRECISION = {
     Precision.float32: EXACT,
