@@ -14,7 +14,7 @@ import pytest
 from tlearn.train import checkpoint
 from tlearn.train.api import fit, open_run, resume
 from tlearn.train.command import main
-from tlearn.train.loop import NumericalFault
+from tlearn.train.stopping import NumericalFault
 
 Make = Callable[..., Any]
 ALL = ("schedule.stages.0.unfreeze=all", "optimizer=sgd", "optimizer.momentum=0.9")

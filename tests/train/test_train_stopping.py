@@ -19,10 +19,9 @@ from tlearn.errors import UserError
 from tlearn.train import checkpoint
 from tlearn.train.api import fit, open_run, resume
 from tlearn.train.command import main
-from tlearn.train.loop import NumericalFault
 from tlearn.train.memory import OutOfMemory, memory_guard
 from tlearn.train.run import Run
-from tlearn.train.stopping import Stopped, resume_command
+from tlearn.train.stopping import NumericalFault, Stopped, resume_command
 
 Make = Callable[..., Any]
 
@@ -150,15 +149,20 @@ def test_a_state_is_saved_by_the_clock(tiny_config: Make, tmp_path: Path) -> Non
 def test_a_signal_before_training_stops_at_once(
     tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tlearn.train.api as api
+    import tlearn.data.load as load
 
-    def ctrl_c(*args: Any, **keywords: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
+    def ctrl_c(*args: Any, should_stop: Any, **keywords: Any) -> Any:
+        """Comes while images are looked at, in a thread; the run does not wait for the rest of them."""
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(600):
+            if should_stop():
+                return None
+            time.sleep(0.1)
         pytest.fail("went on")
 
     assert main([*tiny, "schedule.stages.0.epochs=1", "run_dir=run"]) == 0
     capsys.readouterr()
-    monkeypatch.setattr(api, "check_data", ctrl_c)
+    monkeypatch.setattr(load, "check_data", ctrl_c)
     assert main([*tiny, "run_dir=other"]) == 3
     out, err = capsys.readouterr()
     assert json.loads(out) == {"run": None, "status": "stopped"}

@@ -12,8 +12,8 @@ from tlearn.data.augment import changes_images
 from tlearn.data.check import CheckReport, Unreadable, check_images
 from tlearn.data.decode import UnreadableImage, decode, resize
 from tlearn.data.failures import reraise
-from tlearn.data.load import Data, check_data, index_data, leave_out, load_data
-from tlearn.data.loader import PixelCache
+from tlearn.data.load import Data, check_data, checked_meanwhile, index_data, leave_out, load_data
+from tlearn.data.loader import FirstSquares, PixelCache
 from tlearn.data.pipeline import batches_per_epoch, evaluation_batches, training_batches, view_batches
 from tlearn.data.preflight import check_augment_config, check_data_config, peek_classes
 from tlearn.data.reading import Reading
@@ -27,6 +27,7 @@ __all__ = [
     "CheckReport",
     "Data",
     "FileSource",
+    "FirstSquares",
     "ImageSource",
     "ImageTable",
     "PixelCache",
@@ -41,6 +42,7 @@ __all__ = [
     "check_data",
     "check_data_config",
     "check_images",
+    "checked_meanwhile",
     "decode",
     "evaluation_batches",
     "fingerprint",

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tlearn.config import Check, OnError
-from tlearn.data.decode import UnreadableImage, decode, read_size, regular_size
+from tlearn.data.decode import UnreadableImage, decode, open_rgb, read_size, regular_size
 from tlearn.data.source import FileSource, ImageSource
 from tlearn.data.table import ImageTable
 from tlearn.errors import DataError, Problem, visible
@@ -31,6 +32,23 @@ AUTO_DECODES = 20_000
 
 _SHOWN = 20
 _CHUNK = 128  # images a thread takes at once
+
+
+class CheckGivenUp(Exception):
+    """Nobody wants to know any more."""
+
+
+class Keep(Protocol):
+    """Takes decoded images while they are at hand. Called from several threads."""
+
+    def wants(self, row: int) -> bool:
+        """Whether the image of a row is to be decoded for it."""
+
+    def excess(self, width: int, height: int) -> float:
+        """How it is to be decoded, see ``tlearn.data.decode.decode``."""
+
+    def take(self, row: int, image: Image.Image) -> None:
+        """The image of a row."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,8 @@ def check_images(
     mode: Check = Check.auto,
     on_error: OnError = OnError.stop,
     progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    keep: Keep | None = None,
     workers: int = 4,
 ) -> CheckReport:
     """Look for unreadable images and duplicates.
@@ -112,9 +132,12 @@ def check_images(
         mode: how closely; ``auto`` is ``decode`` up to 20,000 files, ``header`` for more, ``none`` without files.
         on_error: ``stop`` raises when an image is unreadable; ``skip`` lists it in the report.
         progress: called now and then with (images done, images in all), from the calling thread.
+        should_stop: asked before each image; True gives the check up.
+        keep: takes what is decoded, for as long as it wants to.
         workers: threads.
 
     Raises:
+        CheckGivenUp: ``should_stop`` said so.
         DataError: with the first 20 unreadable images and their number.
     """
     mode = _resolved(mode, source, rows, on_error)
@@ -122,13 +145,15 @@ def check_images(
     present = np.setdiff1d(rows, [entry.row for entry in unreadable]) if unreadable else rows
     digests = np.zeros((len(present), 2), np.uint64)
     if mode is not Check.none:
-        look = _Look(source, mode, present)
+        look = _Look(source, mode, present, should_stop, keep)
         with ThreadPoolExecutor(workers) as pool, look.given_up_on_error(pool):
             for start, found, bad in pool.map(look.chunk, range(0, len(present), _CHUNK)):
                 digests[start : start + len(found)] = found
                 unreadable += bad
                 if progress:
                     progress(start + len(found), len(present))
+    if should_stop():
+        raise CheckGivenUp
     unreadable.sort(key=lambda entry: entry.row)
     if unreadable and on_error is OnError.stop:
         raise _unreadable_error(unreadable, len(rows))
@@ -158,9 +183,13 @@ def _missing(source: ImageSource, rows: Rows) -> list[Unreadable]:
 class _Look:
     """Looks at images in chunks, from several threads."""
 
-    def __init__(self, source: ImageSource, mode: Check, rows: Rows) -> None:
+    def __init__(
+        self, source: ImageSource, mode: Check, rows: Rows, should_stop: Callable[[], bool], keep: Keep | None
+    ) -> None:
         self._source = source
         self._mode = mode
+        self._should_stop = should_stop
+        self._keep = keep
         self._rows = rows
         stamps = source.table.stamps
         self._twins = None if stamps is None else _repeated(stamps[rows, 0])
@@ -182,7 +211,7 @@ class _Look:
         digests = np.zeros((len(rows), 2), np.uint64)
         unreadable = []
         for index, row in enumerate(rows):
-            if self._given_up:
+            if self._given_up or self._should_stop():
                 break
             # A file whose size no other file has is no duplicate: its content need not be compared.
             compare = self._twins is None or bool(self._twins[start + index])
@@ -203,8 +232,11 @@ class _Look:
         limit = self._source.max_pixels if isinstance(self._source, FileSource) else _NO_LIMIT
         if self._mode is Check.decode:
             content = _bytes(path)
-            # the pixels are not looked at: an eighth of a JPEG's sides is what its codec gives at the least cost
-            decode(content, max_pixels=limit, name=str(path), excess=lambda width, height: 8.0)
+            if self._keep is not None and self._keep.wants(row):
+                self._keep.take(row, open_rgb(content, max_pixels=limit, name=str(path), excess=self._keep.excess))
+            else:
+                # the pixels are not looked at: an eighth of a JPEG's sides is what its codec gives at the least cost
+                decode(content, max_pixels=limit, name=str(path), excess=lambda width, height: 8.0)
             return content
         read_size(path, max_pixels=limit)
         return _bytes(path) if compare else None

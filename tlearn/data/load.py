@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.config import Check, DataConfig
-from tlearn.data.check import CheckReport, Progress, check_images
+from tlearn.data.check import CheckReport, Keep, Progress, check_images
 from tlearn.data.source import ImageSource
 from tlearn.data.sources import SOURCES
 from tlearn.data.split import divide, limit_per_class
@@ -81,20 +84,52 @@ def index_data(config: DataConfig, *, image_size: int, seed: int) -> Data:
     return _data(source, table, CheckReport(Check.none, 0))
 
 
-def check_data(data: Data, config: DataConfig, *, progress: Progress | None = None) -> Data:
+def check_data(
+    data: Data,
+    config: DataConfig,
+    *,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    keep: Keep | None = None,
+) -> Data:
     """Look at the images as closely as ``config.check`` says; where some are left out, divide the others anew.
 
     Args:
         data: of ``index_data``, with the same config.
         config: as there.
         progress: called with (images checked, images in all).
+        should_stop, keep: see ``check_images``.
 
     Raises:
         DataError: images that cannot be read, with ``on_error=stop``; too few that can.
     """
     rows = np.arange(len(data.table))
-    report = check_images(data.source, rows, mode=config.check, on_error=config.on_error, progress=progress)
+    report = check_images(
+        data.source,
+        rows,
+        mode=config.check,
+        on_error=config.on_error,
+        progress=progress,
+        should_stop=should_stop,
+        keep=keep,
+    )
     return _without(data, config, [entry.row for entry in report.unreadable], report)
+
+
+@contextlib.contextmanager
+def checked_meanwhile(data: Data, config: DataConfig, keep: Keep | None = None) -> Iterator[Callable[[], Data]]:
+    """``check_data`` in threads, while the caller does what needs no images.
+
+    Yields:
+        What waits for the result, or raises what the check has raised. Whoever leaves without asking gives it up.
+    """
+    left = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(check_data, data, config, should_stop=left.is_set, keep=keep)
+        try:
+            yield checked.result
+        finally:
+            left.set()
 
 
 def leave_out(data: Data, config: DataConfig, paths: Collection[str]) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,39 @@ class PixelCache:
         self._filled[row] = True  # last, so that no thread takes a half-written image
 
 
+class FirstSquares:
+    """Squares of images that the check has decoded, up to a bound, for whoever reads them first. Thread-safe.
+
+    Each is given once and then forgotten: nothing of them is held while a run trains.
+
+    Args:
+        reading: how an image becomes a square.
+        rows: whose images will be read, those that matter most first.
+        most_bytes: of all that are kept.
+    """
+
+    def __init__(self, reading: Reading, rows: Sequence[int], most_bytes: int = 2**28) -> None:
+        self._reading = reading
+        self._rows = set(rows[: most_bytes // (reading.image_size**2 * 3)])
+        self._squares: dict[int, Pixels] = {}
+        self.excess = reading.excess
+
+    def wants(self, row: int) -> bool:
+        """Whether the image of a row is one of those that are kept."""
+        return row in self._rows
+
+    def take(self, row: int, image: Image.Image) -> None:
+        """Keep the square of an image."""
+        self._squares[row] = self._reading.square(image)
+
+    def get(self, row: int) -> Pixels | None:
+        """The square, uint8 (S, S, 3); None where it is not there, or not any more."""
+        return self._squares.pop(row, None)
+
+    def put(self, row: int, image: Pixels) -> None:
+        """Nothing: what was read later is not kept."""
+
+
 class Loader:
     """Loads batches, from any number of threads.
 
@@ -68,7 +102,7 @@ class Loader:
         reading: Reading,
         *,
         augmenter: Augmenter | None = None,
-        cache: PixelCache | None = None,
+        cache: PixelCache | FirstSquares | None = None,
     ) -> None:
         self._source = source
         self._reading = reading

@@ -23,7 +23,7 @@ from tlearn.config import AugmentConfig
 from tlearn.data.augment import Augmenter, changes_images
 from tlearn.data.decode import Pixels
 from tlearn.data.failures import recorded
-from tlearn.data.loader import Loader, PixelCache, Rows
+from tlearn.data.loader import FirstSquares, Loader, PixelCache, Rows
 from tlearn.data.mixing import Mixing
 from tlearn.data.reading import Reading
 from tlearn.data.source import ImageSource
@@ -49,7 +49,7 @@ def training_batches(
     augment: AugmentConfig | None = None,
     views: int | None = None,
     workers: int | None = None,
-    cache: PixelCache | None = None,
+    cache: PixelCache | FirstSquares | None = None,
 ) -> Any:
     """Shuffled, augmented batches, epoch after epoch.
 
@@ -94,7 +94,7 @@ def evaluation_batches(
     *,
     batch_size: int,
     workers: int | None = None,
-    cache: PixelCache | None = None,
+    cache: PixelCache | FirstSquares | None = None,
 ) -> Any:
     """The rows once, in the order given, unchanged but for decoding and resizing.
 
@@ -119,7 +119,7 @@ def view_batches(
     epoch: int,
     augment: AugmentConfig,
     workers: int | None = None,
-    cache: PixelCache | None = None,
+    cache: PixelCache | FirstSquares | None = None,
 ) -> Any:
     """The rows once, in the order given, each changed just as the training stream changes it in one epoch.
 

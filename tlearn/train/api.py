@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tlearn.backbones import get_spec
 from tlearn.backbones.weights import locate_weights
 from tlearn.config import ClassWeights, Config, DataCache
-from tlearn.data import Data, PixelCache, Split, check_data, index_data
+from tlearn.data import Data, FirstSquares, PixelCache, Split, checked_meanwhile, index_data
 from tlearn.errors import ConfigError, DataError, Problem, UserError, did_you_mean
 from tlearn.train.checks import check_config
 from tlearn.train.console import Terminal, plan_table
 from tlearn.train.environment import prepare_process
+from tlearn.train.first_pixels import first_squares
 from tlearn.train.losses import metric_names
 from tlearn.train.run import Run, resolve_weights
 from tlearn.train.stopping import resume_command
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A config resolved: indexed data, a built model, and the plan."""
+    """A config resolved: indexed data, a built model, the plan, and pixels that the check has left for the start."""
 
     config: Config
     data: Data
     classifier: Classifier
     plan: Plan
+    squares: FirstSquares | None = None
 
 
 def prepare(config: Config, *, check_images: bool = True) -> Prepared:
@@ -53,24 +55,26 @@ def prepare(config: Config, *, check_images: bool = True) -> Prepared:
     classes = _outputs(config, data)
     _check_against_data(config, data, classes)
 
-    prepare_process(config)
-    from tlearn.train.classifier import build_classifier
-    from tlearn.train.plan import plan_run
+    squares = first_squares(config, data, image_size(config)) if check_images else None
+    looking = checked_meanwhile(data, config.data, squares) if check_images else contextlib.nullcontext(lambda: data)
+    with looking as checked:  # in threads, while TensorFlow is imported and the model is built
+        prepare_process(config)
+        from tlearn.train.classifier import build_classifier
+        from tlearn.train.plan import plan_run
 
-    classifier = build_classifier(
-        config.backbone,
-        config.head,
-        weights=resolve_weights(config.backbone.weights),
-        classes=classes,
-        multi_label=data.table.multi_label,
-        precision=config.precision,
-    )
-    plan = plan_run(config, data, classifier)
-    if check_images:
-        data = check_data(data, config.data)
-        if data.report.unreadable:
-            plan = plan_run(config, data, classifier)
-    return Prepared(config, data, classifier, plan)
+        classifier = build_classifier(
+            config.backbone,
+            config.head,
+            weights=resolve_weights(config.backbone.weights),
+            classes=classes,
+            multi_label=data.table.multi_label,
+            precision=config.precision,
+        )
+        plan = plan_run(config, data, classifier)
+        data = checked()
+    if data.report.unreadable:
+        plan = plan_run(config, data, classifier)
+    return Prepared(config, data, classifier, plan, squares)
 
 
 def make_plan(config: Config) -> Plan:
@@ -165,6 +169,7 @@ def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callab
         prepared.plan,
         terminal=terminal,
         should_stop=should_stop,
+        squares=prepared.squares,
     )
     try:
         if resuming:

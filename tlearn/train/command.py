@@ -18,9 +18,8 @@ from typing import Any
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError, did_you_mean
-from tlearn.quiet import import_tensorflow
 from tlearn.train.memory import OutOfMemory
-from tlearn.train.stopping import Stopped, StopSignal, resume_command
+from tlearn.train.stopping import NumericalFault, Stopped, StopSignal, resume_command
 
 OK, OUR_FAULT, USER_ERROR, STOPPED, NUMERICAL_FAULT = 0, 1, 2, 3, 4
 
@@ -83,10 +82,8 @@ def _execute(config: Config, overrides: list[str], stop: StopSignal) -> int:
 
     if config.resume is None:
         check_config(config)  # before anything slow is imported
-    import_tensorflow()
-    from tlearn.train.api import fit, resume
+    from tlearn.train.api import fit, resume  # TensorFlow is imported while images are looked at
     from tlearn.train.console import Terminal
-    from tlearn.train.loop import NumericalFault
 
     terminal = Terminal(config.log.progress)
     try:

@@ -193,14 +193,14 @@ class Writer:
             file.write(data)
         self._rows += len(tensors[0])
 
-    def finish(self, folder: Path, about: str) -> None:
+    def finish(self, folder: Path, about: str, images: str) -> None:
         """Make the files durable and describe them. Raises RuntimeError when rows are missing."""
         if self._rows != self._layout.rows:
             raise RuntimeError(f"{self._rows} of {self._layout.rows} rows were written")
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())
-        meta = {"about": about, **asdict(self._layout), "crc32": self._checksums}
+        meta = {"about": about, "images": images, **asdict(self._layout), "crc32": self._checksums}
         write_atomic(folder / _META, json.dumps(meta).encode())
 
     def close(self) -> None:
@@ -247,6 +247,11 @@ class FeatureCache:
         """Whether there is a complete entry; only opening it tells whether it is sound."""
         return (self.folder / key / _META).is_file() and (self.folder / key / _LOCK).is_file()
 
+    def has_features_of(self, images: str) -> bool:
+        """Whether some entry was written for images of this hash."""
+        metas = (_read_meta(path) for path in self._folders(partial=False)) if images else ()
+        return any(meta is not None and meta.get("images") == images for meta in metas)
+
     def open(self, key: str, layout: Layout) -> Features | None:
         """The entry, verified; None when there is none. A damaged one is deleted: those who read it keep their files.
 
@@ -269,7 +274,13 @@ class FeatureCache:
 
     @contextlib.contextmanager
     def writing(
-        self, key: str, layout: Layout, about: str = "", while_waiting: Callable[[], None] = lambda: None
+        self,
+        key: str,
+        layout: Layout,
+        about: str = "",
+        while_waiting: Callable[[], None] = lambda: None,
+        *,
+        images: str = "",
     ) -> Iterator[Writer | None]:
         """Write an entry; it is published when the block ends without an exception.
 
@@ -278,6 +289,7 @@ class FeatureCache:
             layout: what will be written.
             about: what it is, for people.
             while_waiting: called again and again while another process writes the same entry.
+            images: hash of the images, for ``has_features_of``.
 
         Yields:
             The writer; None when another process has written the entry in the meantime.
@@ -294,7 +306,7 @@ class FeatureCache:
             self._make_room(layout.bytes)
             with contextlib.closing(Writer(partial, layout)) as writer:
                 yield writer
-                writer.finish(partial, about)
+                writer.finish(partial, about, images)
             _discard(self.folder / key)  # what is there has no description or no lock: it is no entry
             partial.rename(self.folder / key)
         finally:

@@ -19,6 +19,7 @@ from tlearn.train.engine import Compute, Extractor, planned_engine, prefix_funct
 from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, cache_folder
 from tlearn.train.feature_key import feature_key, prefix_hash
 from tlearn.train.feature_plan import is_augmented, layouts_of, tensor_names, views_of
+from tlearn.train.first_pixels import images_hash
 from tlearn.train.frontier import Frontier, find_frontier
 from tlearn.train.stopping import Interrupted
 from tlearn.train.streams import EXTRACTION_BATCH, Streams, guarded
@@ -190,10 +191,12 @@ class FeatureMaker:
             waits = True
             self._stop_if_asked()
 
+        images = images_hash(self._data, Reading.of(self._config.data, self._classifier.backbone.image_size))
         with contextlib.ExitStack() as stack:
             writers = []
             for entry in sorted(entries, key=lambda entry: entry.key):
-                writer = stack.enter_context(self._cache.writing(entry.key, entry.layout, entry.about, while_waiting))
+                writing = self._cache.writing(entry.key, entry.layout, entry.about, while_waiting, images=images)
+                writer = stack.enter_context(writing)
                 if writer is not None:
                     writers.append((entry, writer))
             yield writers

@@ -17,27 +17,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlearn.train.stopping import NumericalFault
+
 # one execution lasts about this long: short enough to stop and to show progress, long enough to hide Python
 _EXECUTION_SECONDS = 0.2
 _MOST_STEPS = 64
 
 Logs = dict[str, float]
-
-
-class NumericalFault(Exception):
-    """The loss is no longer a number.
-
-    Attributes:
-        step: of the stage, counted from 1, at or shortly before which it happened.
-        learning_rate: at that step.
-        run: the folder, where it is known.
-    """
-
-    run: str | None = None
-
-    def __init__(self, step: int, learning_rate: float) -> None:
-        self.step, self.learning_rate = step, learning_rate
-        super().__init__(f"the loss is not finite at step {step}, learning rate {learning_rate:g}")
 
 
 class Loop:

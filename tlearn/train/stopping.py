@@ -1,4 +1,4 @@
-"""How a run is stopped: between two steps, at a place from which it can go on."""
+"""How a run is stopped: between two steps, at a place from which it can go on; and what else ends it early."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ class Stopped(Exception):
     def __init__(self, run: Path) -> None:
         self.run = run
         super().__init__(f"stopped; go on with: {resume_command(run)}")
+
+
+class NumericalFault(Exception):
+    """The loss is no longer a number.
+
+    Attributes:
+        step: of the stage, counted from 1, at or shortly before which it happened.
+        learning_rate: at that step.
+        run: the folder, where it is known.
+    """
+
+    run: str | None = None
+
+    def __init__(self, step: int, learning_rate: float) -> None:
+        self.step, self.learning_rate = step, learning_rate
+        super().__init__(f"the loss is not finite at step {step}, learning rate {learning_rate:g}")
 
 
 def resume_command(run: Path) -> str:

@@ -11,7 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from tlearn.config import ClassWeights, Config, DataCache, Stage
-from tlearn.data import Data, PixelCache, Reading, evaluation_batches, reraise, training_batches, view_batches
+from tlearn.data import (
+    Data,
+    FirstSquares,
+    PixelCache,
+    Reading,
+    evaluation_batches,
+    reraise,
+    training_batches,
+    view_batches,
+)
 from tlearn.data.pipeline import EpochOrder
 from tlearn.train.feature_cache import Layout
 from tlearn.train.losses import as_targets
@@ -34,12 +43,12 @@ class Streams:
     weights float32 (batch,).
     """
 
-    def __init__(self, config: Config, data: Data, plan: Plan) -> None:
+    def __init__(self, config: Config, data: Data, plan: Plan, squares: FirstSquares | None = None) -> None:
         self._config = config
         self._data = data
         self._plan = plan
         self._reading = Reading.of(config.data, plan.image_size)
-        self._cache = None
+        self._cache: PixelCache | FirstSquares | None = squares
         if config.data.cache is DataCache.memory:
             self._cache = PixelCache(len(data.table.labels), plan.image_size)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tlearn.config import Config, OnNan, Stage
-from tlearn.data import Data
+from tlearn.data import Data, FirstSquares
 from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint
 from tlearn.train.classifier import Classifier
@@ -20,7 +20,7 @@ from tlearn.train.engine import Compute
 from tlearn.train.features import FeatureMaker, StageFeatures
 from tlearn.train.finish import finish
 from tlearn.train.logs import MetricsLog, TensorBoardLog
-from tlearn.train.loop import Logs, Loop, NumericalFault, Outputs
+from tlearn.train.loop import Logs, Loop, Outputs
 from tlearn.train.losses import default_monitor, smaller_is_better
 from tlearn.train.memory import OutOfMemory, memory_guard
 from tlearn.train.plan import Plan, StagePlan
@@ -28,7 +28,7 @@ from tlearn.train.progress import Progress
 from tlearn.train.run import Run
 from tlearn.train.session import Session, restore_weights
 from tlearn.train.status import StatusFile
-from tlearn.train.stopping import Interrupted, Stopped, stoppable
+from tlearn.train.stopping import Interrupted, NumericalFault, Stopped, stoppable
 from tlearn.train.streams import Streams, guarded
 from tlearn.train.validation import KeptValidation, make_evaluation
 from tlearn.train.xla import uses_xla
@@ -47,6 +47,7 @@ class Trainer:
         plan: what to do.
         terminal: where to print.
         should_stop: asked between executions; True makes the run save its state and end with ``Stopped``.
+        squares: of images that were decoded already, for their first use.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Trainer:
         *,
         terminal: Terminal,
         should_stop: Callable[[], bool] = lambda: False,
+        squares: FirstSquares | None = None,
     ) -> None:
         self._run = run
         self._config = config
@@ -67,7 +69,7 @@ class Trainer:
         self._plan = plan
         self._terminal = terminal
         self._should_stop = should_stop
-        self._streams = Streams(config, data, plan)
+        self._streams = Streams(config, data, plan, squares)
         self._metrics = MetricsLog(run)
         self._board = TensorBoardLog(run, config.log.tensorboard)
         self._monitor = config.checkpoint.monitor or default_monitor(plan.multi_label)
