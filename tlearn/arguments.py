@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 import yaml
@@ -133,8 +134,6 @@ def network_and_paths(
 
 def _run_opener(run: str, max_pixels: int | None) -> Callable[[], Network]:
     def opener() -> Network:
-        from dataclasses import replace
-
         from tlearn.opening import load
 
         network = load(run)
@@ -198,6 +197,7 @@ def run_command(
     try:
         return command(parser.parse_intermixed_args(argv))
     except UserError as error:
+        error.problems = tuple(dict.fromkeys(map(_in_options, error.problems)))
         print_problems(error)
         return USER_ERROR
     except BrokenPipeError:
@@ -207,6 +207,24 @@ def run_command(
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return STOPPED
+
+
+_LARGER = "--max-pixels N lets larger images in"
+
+
+def _in_options(problem: Problem) -> Problem:
+    """What is wrong with an image, in the words of these commands instead of a run's config."""
+    what, fix = in_options(problem.what), problem.fix
+    if what != problem.what:
+        fix = _LARGER
+    elif "data.on_error" in fix:
+        fix = ""
+    return replace(problem, what=what, fix=fix)
+
+
+def in_options(text: str) -> str:
+    """A reason why an image cannot be read, with the option that it speaks of."""
+    return text.replace("data.max_pixels=", "--max-pixels ")
 
 
 @contextlib.contextmanager
@@ -250,8 +268,8 @@ def list_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
         return
     print(f"{len(unreadable):,} image{'s' if len(unreadable) > 1 else ''} could not be read:", file=sys.stderr)
     for name, reason in unreadable[:_SHOWN]:
-        print(f"  {visible(name)}: {reason}", file=sys.stderr)
+        print(f"  {visible(name)}: {in_options(reason)}", file=sys.stderr)
     if len(unreadable) > _SHOWN:
         print(f"  and {len(unreadable) - _SHOWN:,} more", file=sys.stderr)
-    if any("pixels" in reason for _, reason in unreadable):
-        print("  --max-pixels N lets larger images in", file=sys.stderr)
+    if any("data.max_pixels" in reason for _, reason in unreadable):
+        print(f"  {_LARGER}", file=sys.stderr)

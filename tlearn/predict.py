@@ -134,10 +134,13 @@ def predict_files(
     waiting = iter(predictions())
     first = next(waiting, None)
     if first is None:
-        raise DataError([Problem(visible(name), reason) for name, reason in unreadable[:20]] + [_none(unreadable)])
+        raise DataError([Problem(visible(name), reason) for name, reason in unreadable[:20]] + [_NONE])
     with output_text(output) as file:
         WRITERS[format](file, network, _chain(first, waiting))
     return unreadable
+
+
+_NONE = Problem("images", "not one could be read")
 
 
 def _check(top: int, threshold: float, batch_size: int) -> None:
@@ -150,11 +153,6 @@ def _check(top: int, threshold: float, batch_size: int) -> None:
         problems.append(Problem("--threshold", f"is a probability, 0 to 1, got {threshold}"))
     if problems:
         raise UserError(problems)
-
-
-def _none(unreadable: list[tuple[str, str]]) -> Problem:
-    large = any("pixels" in reason for _, reason in unreadable)
-    return Problem("images", "not one could be read", "--max-pixels N lets larger images in" if large else "")
 
 
 def _chain(first: Prediction, others: Iterable[Prediction]) -> Iterable[Prediction]:

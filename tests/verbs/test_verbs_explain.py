@@ -132,6 +132,7 @@ def test_mistakes(
     refused(run, photo, photo, says=("one photograph",))
     refused(run, pictures, says=("is a folder",))
     refused(run, unreadable / "text.jpg", says=("is not an image",))
+    refused(run, unreadable / "huge.png", says=("1024000000 pixels, more than --max-pixels 100000000", "lets larger"))
     refused(run, photo, "-o", photo, says=("the photograph itself",))
     refused(run, photo, "--class", "ten", says=("there is no class 'ten'", "one of: 0, 1"))
     refused(run, photo, "--class", "10", says=("classes 0 to 9",))

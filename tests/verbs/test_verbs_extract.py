@@ -380,6 +380,7 @@ def test_mistakes(
         says=("did you mean conv_pw_13_relu", "layers 0 to 85, got 999", "block_13", "tlearn.backbones mobilenet"),
     )
     refused(run, unreadable / "text.jpg", "-o", "f.npz", says=("is not an image", "not one could be read"))
+    refused(run, unreadable / "huge.png", "-o", "f.npz", says=("--max-pixels N lets larger images in",))
     refused(run, pictures, labels_run.parent / "table.csv", "-o", "f.npz", says=("table alone",))
     refused(run, labels_run.parent / "table.csv", "--label-column", "kind", "-o", "f.npz", says=("no column 'kind'",))
     refused(run, pictures, "-o", "f.npz", "--include-top", says=("--include-top",))

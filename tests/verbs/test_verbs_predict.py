@@ -165,7 +165,7 @@ def test_the_limit_of_pixels_can_be_set(
     arguments = [str(digits_run), str(pictures / "ant" / "0.png")]
     assert main(arguments) == 2
     assert main([*arguments, "--max-pixels", "1000"]) == 2
-    assert "more than data.max_pixels=1000" in capsys.readouterr().err
+    assert "more than --max-pixels 1000\n    --max-pixels N lets" in capsys.readouterr().err
     assert main([*arguments, "--max-pixels", "1920"]) == 0
 
 

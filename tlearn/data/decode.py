@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Callable
 from typing import IO
@@ -170,7 +171,7 @@ def _open(file: ImageFile, max_pixels: int, name: str) -> Image.Image:
         reason = "is empty (0 bytes)" if empty else f"is not an image in {', '.join(FORMATS)}"
         raise UnreadableImage(name, reason) from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(name, f"is too large ({_words(error)})") from error
+        raise UnreadableImage(name, _too_large(error, max_pixels)) from error
     except Exception as error:
         failed_to_open = isinstance(error, OSError) and error.errno is not None
         what = "cannot be opened" if failed_to_open else "is damaged or truncated"
@@ -180,6 +181,14 @@ def _open(file: ImageFile, max_pixels: int, name: str) -> Image.Image:
         image.close()
         raise UnreadableImage(name, f"has {width} x {height} pixels, more than data.max_pixels={max_pixels}")
     return image
+
+
+def _too_large(error: Image.DecompressionBombError, max_pixels: int) -> str:
+    """In words of our own limit, where that is the smaller one: Pillow's only says how many pixels there are."""
+    found = re.search(r"(\d+) pixels", str(error))
+    if found is None or int(found[1]) <= max_pixels:
+        return f"is too large ({_words(error)})"
+    return f"has {found[1]} pixels, more than data.max_pixels={max_pixels}"
 
 
 def _draft(image: Image.Image, excess: float) -> None:
