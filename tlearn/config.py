@@ -147,6 +147,8 @@ class Strategy(Enum):
 
     auto = "auto"
     one = "one"
+    mirrored = "mirrored"
+    multi_worker = "multi_worker"
 
 
 class CacheMode(Enum):
@@ -563,7 +565,12 @@ class Config:
     deterministic: Any = option("auto", "true | false | auto: same config, same weights, bit for bit; auto: on CPU")
     precision: Precision = option(Precision.float32, "float32 | mixed_float16 | mixed_bfloat16")
     xla: Any = option("auto", "compile training steps with XLA: on | off | auto: on a GPU where runs need not repeat")
-    strategy: Strategy = option(Strategy.auto, "devices: auto | one; for now both mean one")
+    strategy: Strategy = option(
+        Strategy.auto,
+        "devices: one | mirrored (all of this machine) | multi_worker (all of the machines in TF_CONFIG) | "
+        "auto: multi_worker where TF_CONFIG names several workers, mirrored with several GPUs, else one",
+    )
+    strategy_timeout: float = option(300.0, "seconds that workers wait for one another at the start")
     backbone: BackboneConfig = option(BackboneConfig(), "the pretrained network")
     head: HeadConfig = option(HeadConfig(), "pooling and classifier")
     data: DataConfig = option(DataConfig(), "labelled images")

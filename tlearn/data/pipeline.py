@@ -48,6 +48,7 @@ def training_batches(
     steps: int | None = None,
     augment: AugmentConfig | None = None,
     views: int | None = None,
+    part: tuple[int, int] = (0, 1),
     workers: int | None = None,
     cache: PixelCache | FirstSquares | None = None,
 ) -> Any:
@@ -63,6 +64,8 @@ def training_batches(
         steps: how many batches to give; None: without end.
         augment: random changes; None: none.
         views: change each image in this many ways only, those of the first epochs, in turn; None: anew in each epoch.
+        part: (index, count): give this one of so many all but equal parts of each batch. A batch that is mixed is
+            loaded as a whole nevertheless.
         workers: batches loaded at once; None: tuned by tf.data. It has no influence on what is loaded.
         cache: decoded images kept in memory.
 
@@ -77,14 +80,15 @@ def training_batches(
         raise DataError(Problem("data", "there are no training images"))
     augment = augment or AugmentConfig()
     loader = Loader(source, reading, augmenter=_augmenter(augment, reading, seed), cache=cache)
-    order = EpochOrder(rows, batch_size, seed)
+    order, mixing = EpochOrder(rows, batch_size, seed), Mixing.of(augment, source.table, seed)
 
     def load(step: int) -> tuple[Pixels, NDArray[Any]]:
-        epoch, batch_rows = order.batch(step)
+        epoch, batch_rows = order.batch(step, part if mixing is None else (0, 1))
         return loader.batch(batch_rows, epoch if views is None else epoch % views)
 
     end = np.iinfo(np.int64).max if steps is None else start_step + steps
-    return _stream(start_step, end, load, source, reading.image_size, workers, Mixing.of(augment, source.table, seed))
+    batches = _stream(start_step, end, load, source, reading.image_size, workers, mixing)
+    return batches if mixing is None or part == (0, 1) else batches.map(lambda *whole: _part_of(whole, part))
 
 
 def evaluation_batches(
@@ -153,17 +157,31 @@ class EpochOrder:
         self._permutation = lru_cache(maxsize=2)(self._permute)
         self._lock = threading.Lock()
 
-    def batch(self, step: int) -> tuple[int, Rows]:
-        """(epoch, rows) of a global step."""
+    def batch(self, step: int, part: tuple[int, int] = (0, 1)) -> tuple[int, Rows]:
+        """(epoch, rows) of a global step; of the rows, one of several all but equal parts: (index, count)."""
         epoch, index = divmod(int(step), self._steps)
         with self._lock:  # lru_cache alone would let two threads shuffle the same epoch
             permutation = self._permutation(epoch)
-        return epoch, permutation[index * self._batch_size : (index + 1) * self._batch_size]
+        rows = permutation[index * self._batch_size : (index + 1) * self._batch_size]
+        first, stop = part_bounds(len(rows), *part)
+        return epoch, rows[first:stop]
 
     def _permute(self, epoch: int) -> Rows:
         # Raw bits of a counter-based generator, sorted: the same order with every version of NumPy.
         bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(len(self._rows))
         return self._rows[np.argsort(bits, kind="stable")]
+
+
+def part_bounds(images: Any, index: Any, count: int) -> tuple[Any, Any]:
+    """Where one of ``count`` all but equal parts of a batch begins, and where it stops; numbers or tensors."""
+    return index * images // count, (index + 1) * images // count
+
+
+def _part_of(batch: tuple[Any, ...], part: tuple[int, int]) -> tuple[Any, ...]:
+    import tensorflow as tf
+
+    first, stop = part_bounds(tf.shape(batch[0])[0], *part)
+    return tuple(tensor[first:stop] for tensor in batch)
 
 
 def _augmenter(augment: AugmentConfig, reading: Reading, seed: int) -> Augmenter | None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tlearn.backbones import get_spec
 from tlearn.backbones.weights import locate_weights
-from tlearn.config import ClassWeights, Config, DataCache
+from tlearn.config import ClassWeights, Config, DataCache, LogConfig
 from tlearn.data import Data, FirstSquares, PixelCache, Split, checked_meanwhile, index_data
 from tlearn.errors import ConfigError, DataError, Problem, UserError, did_you_mean
 from tlearn.train.checks import check_config
+from tlearn.train.cluster import cluster_of, meet
 from tlearn.train.console import Terminal, plan_table
 from tlearn.train.environment import prepare_process
 from tlearn.train.first_pixels import first_squares
@@ -26,6 +32,7 @@ from tlearn.train.storage import explained
 
 if TYPE_CHECKING:
     from tlearn.train.classifier import Classifier
+    from tlearn.train.distribution import Devices
     from tlearn.train.plan import Plan
 
 
@@ -37,20 +44,24 @@ class Prepared:
     data: Data
     classifier: Classifier
     plan: Plan
+    devices: Devices
     squares: FirstSquares | None = None
 
 
-def prepare(config: Config, *, check_images: bool = True) -> Prepared:
+def prepare(config: Config, *, check_images: bool = True, start: bool = False) -> Prepared:
     """Do everything of a run that comes before its folder and its first step; what takes long comes last.
 
     Args:
         config: of the run.
         check_images: look at the images themselves, and not only at their names.
+        start: take all devices of the run, and wait for its other workers; else they are only planned with.
 
     Raises:
         ConfigError, DataError, WeightsError: everything a user can mend.
     """
     check_config(config)
+    if start:
+        meet_workers(config)
     data = index_data(config.data, image_size=image_size(config), seed=config.seed)
     classes = _outputs(config, data)
     _check_against_data(config, data, classes)
@@ -60,21 +71,26 @@ def prepare(config: Config, *, check_images: bool = True) -> Prepared:
     with looking as checked:  # in threads, while TensorFlow is imported and the model is built
         prepare_process(config)
         from tlearn.train.classifier import build_classifier
+        from tlearn.train.distribution import Devices, check_devices, plan_devices, start_devices
         from tlearn.train.plan import plan_run
 
-        classifier = build_classifier(
-            config.backbone,
-            config.head,
-            weights=resolve_weights(config.backbone.weights),
-            classes=classes,
-            multi_label=data.table.multi_label,
-            precision=config.precision,
-        )
-        plan = plan_run(config, data, classifier)
+        check_devices(plan_devices(config), config, len(data.train))
+        devices = start_devices(config) if start else Devices(plan_devices(config))
+        with devices.scope():
+            classifier = build_classifier(
+                config.backbone,
+                config.head,
+                weights=resolve_weights(config.backbone.weights),
+                classes=classes,
+                multi_label=data.table.multi_label,
+                precision=config.precision,
+            )
+        plan = plan_run(config, data, classifier, devices.plan)
         data = checked()
     if data.report.unreadable:
-        plan = plan_run(config, data, classifier)
-    return Prepared(config, data, classifier, plan, squares)
+        check_devices(devices.plan, config, len(data.train))
+        plan = plan_run(config, data, classifier, devices.plan)
+    return Prepared(config, data, classifier, plan, devices, squares)
 
 
 def make_plan(config: Config) -> Plan:
@@ -107,8 +123,11 @@ def fit(
     if config.resume is not None:
         raise ConfigError(Problem("resume", "is for the command line", f"call tlearn.resume({config.resume!r})"))
     terminal = terminal or Terminal(config.log.progress)
-    prepared = prepare(config)
+    prepared = prepare(config, start=True)
     should_stop()  # asked once, a signal waits for the next question: the folder is made as a whole
+    _check_alike(prepared)
+    if not prepared.devices.is_chief:
+        return _train_for_chief(prepared, terminal, should_stop, resuming=False)
     run, given = Run.create(config), None if overrides is None else list(overrides)
     with contextlib.ExitStack() as stack:
         with run.beginning():
@@ -134,10 +153,17 @@ def resume(
     config = run.config
     terminal = terminal or Terminal(config.log.progress)
     _refuse_finished(run)
+    cluster = cluster_of(config)
+    if cluster is not None and not cluster.is_chief:  # who writes nothing needs no lock
+        prepared = prepare(config, start=True)
+        should_stop()
+        _check_alike(prepared)
+        return _train_for_chief(prepared, terminal, should_stop, resuming=True)
     with explained(run.path, how_to_go_on(run)), run.locked():
         _refuse_finished(run)  # now that nobody else can be finishing it
-        prepared = prepare(config)
+        prepared = prepare(config, start=True)
         _check_unchanged(run, prepared)
+        _check_alike(prepared)
         should_stop()
         run.sweep()
         return _train(run, prepared, terminal, should_stop, resuming=True)
@@ -156,11 +182,13 @@ def open_run(path: str | Path) -> Run:
 def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callable[[], bool], *, resuming: bool) -> Run:
     from tlearn.train.trainer import Trainer
 
-    terminal.log_to(run.log_file)
-    terminal.print(f"run {run.path}")
-    terminal.print(plan_table(prepared.plan))
-    for line in prepared.data.warnings():
-        terminal.print(f"data: {line}")
+    if prepared.devices.is_chief:
+        prepared.devices.chief_says(lambda: str(run.path))
+        terminal.log_to(run.log_file)
+        terminal.print(f"run {run.path}")
+        terminal.print(plan_table(prepared.plan))
+        for line in prepared.data.warnings():
+            terminal.print(f"data: {line}")
     trainer = Trainer(
         run,
         prepared.config,
@@ -170,14 +198,38 @@ def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callab
         terminal=terminal,
         should_stop=should_stop,
         squares=prepared.squares,
+        devices=prepared.devices,
     )
     try:
         if resuming:
             trainer.restore()
-        trainer.run()
+        run.told = trainer.run()
     except DataError as error:
         error.add_note(how_to_go_on(run))
         raise
+    return run
+
+
+def _train_for_chief(prepared: Prepared, terminal: Terminal, should_stop: Callable[[], bool], *, resuming: bool) -> Run:
+    """Train as a worker beside the chief, who has the run's folder; what is recorded here goes to one that vanishes."""
+    from tlearn.train.distribution import WorkerLost
+    from tlearn.train.memory import OutOfMemory
+    from tlearn.train.stopping import NumericalFault, Stopped
+
+    path = Path(prepared.devices.chief_says(str))
+    terminal.print(f"worker {prepared.devices.plan.index} of run {path}")
+    try:
+        with tempfile.TemporaryDirectory(prefix="tlearn-worker-") as scratch:
+            own = Run(Path(scratch))
+            own.checkpoints.mkdir()
+            told = _train(own, prepared, terminal, should_stop, resuming=resuming).told
+    except Stopped:
+        raise Stopped(path) from None
+    except (NumericalFault, OutOfMemory, WorkerLost) as fault:
+        fault.run = str(path)
+        raise
+    run = Run(path)
+    run.told = told
     return run
 
 
@@ -247,6 +299,48 @@ def _weights_identity(config: Config) -> dict[str, Any]:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"source": backbone.weights, "file": str(file), "sha256": digest}
+
+
+def meet_workers(config: Config) -> None:
+    """Where a run has several workers, wait for them, and see that they run the same.
+
+    Raises:
+        ConfigError: a worker is missing, or has another config or version.
+    """
+    cluster = cluster_of(config)
+    if cluster is not None:
+        asked = json.dumps(dataclasses.asdict(_same_everywhere(config)), default=str, sort_keys=True)
+        about = {"version of tlearn": version("tlearn"), "version of tensorflow": version("tensorflow")}
+        about["config"] = hashlib.sha256(asked.encode()).hexdigest()
+        meet(cluster, about, config.strategy_timeout)
+
+
+def _same_everywhere(config: Config) -> Config:
+    """The config without what may differ from machine to machine: where things lie."""
+    return replace(
+        config,
+        run_dir=None,
+        resume=None,
+        backbone=replace(config.backbone, weights=None),
+        data=replace(config.data, path=None, root=None, workers=None),
+        cache=replace(config.cache, dir=None),
+        log=LogConfig(every=config.log.every),
+    )
+
+
+def _check_alike(prepared: Prepared) -> None:
+    """Refuse workers that see other images, or begin with other weights, than the chief. Raises DataError."""
+    if prepared.devices.plan.workers == 1:
+        return
+    weights = hashlib.sha256()
+    for variable in prepared.classifier.model.variables:
+        weights.update(np.ascontiguousarray(variable).data)
+    own = {"images": prepared.data.table.manifest_hash(), "weights": weights.hexdigest()}
+    theirs = prepared.devices.chief_says(lambda: own)
+    apart = [name for name, value in own.items() if theirs[name] != value]
+    if prepared.devices.any(bool(apart)):
+        what = f"this worker has other {apart[0]} than the chief" if apart else "another worker differs from the chief"
+        raise DataError(Problem("data" if apart != ["weights"] else "backbone.weights", what, "give all the same"))
 
 
 def _absolute(config: Config) -> Config:

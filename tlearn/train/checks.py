@@ -14,6 +14,7 @@ from tlearn.config import Check, ClassWeights, Config, DataCache, Duration, OnEr
 from tlearn.data import check_augment_config, check_data_config, peek_classes
 from tlearn.errors import ConfigError, Problem, UserError
 from tlearn.heads import check_head
+from tlearn.train.cluster import cluster_of
 from tlearn.train.optimizers import check_duration, check_optimizer, stage_optimizer
 from tlearn.train.run import resolve_weights
 
@@ -49,6 +50,12 @@ def _check_run(config: Config) -> Iterator[Problem]:
         yield Problem("deterministic", f"must be true, false or auto, received {config.deterministic!r}")
     if not _is_one_of(config.xla, _SWITCHES):
         yield Problem("xla", f"must be auto, on or off, received {config.xla!r}")
+    if not 0 < config.strategy_timeout <= 86400:
+        yield Problem("strategy_timeout", f"must be above 0 and at most a day, received {config.strategy_timeout}")
+    try:
+        cluster_of(config)
+    except ConfigError as error:
+        yield from error.problems
     if config.name is not None and not re.fullmatch(r"[\w.+/-]{1,100}", config.name):
         yield Problem("name", f"may hold letters, digits and . + - _ / only, received {config.name!r}")
     if config.checkpoint.keep < 1:

@@ -84,6 +84,7 @@ def _execute(config: Config, overrides: list[str], stop: StopSignal) -> int:
         check_config(config)  # before anything slow is imported
     from tlearn.train.api import fit, resume  # TensorFlow is imported while images are looked at
     from tlearn.train.console import Terminal
+    from tlearn.train.distribution import WorkerLost
 
     terminal = Terminal(config.log.progress)
     try:
@@ -100,6 +101,9 @@ def _execute(config: Config, overrides: list[str], stop: StopSignal) -> int:
     except OutOfMemory as error:
         terminal.print(f"{error}; {error.advice}")
         return _failed(error.run, error, USER_ERROR)
+    except WorkerLost as lost:
+        terminal.print(f"{lost}; go on with the same command on all workers: python -m tlearn.train resume={lost.run}")
+        return _last_line({"run": lost.run, "status": "stopped", "reason": str(lost)}, STOPPED)
     terminal.print(f"run {run.path}")
     return _last_line(run.summary, OK)
 

@@ -90,12 +90,19 @@ def plan_table(plan: Plan) -> RenderableType:
     facts.add_row("backbone", f"{plan.backbone}, {plan.weights} weights, {plan.image_size} px")
     facts.add_row("head", f"{plan.head}, {plan.outputs} {'labels' if plan.multi_label else 'classes'}")
     facts.add_row("images", f"{', '.join(images)}; batches of {plan.batch_size}, {plan.steps_per_epoch} an epoch")
+    if plan.replicas > 1:
+        facts.add_row("devices", f"{plan.devices}: {_per_device(plan)} images of a batch each")
     facts.add_row("parameters", f"{plan.parameters:,}")
     if plan.class_weights is not None:
         weights = zip(plan.classes, plan.class_weights, strict=False)
         facts.add_row("class weights", ", ".join(f"{name} {weight:.3g}" for name, weight in weights))
     notes = [*plan.notes, *(f"stage {stage.name}: {note}" for stage in plan.stages for note in stage.notes)]
     return Group(facts, _stage_table(plan), _feature_lines(plan), *(f"note: {note}" for note in notes))
+
+
+def _per_device(plan: Plan) -> str:
+    least, most = plan.batch_size // plan.replicas, -(-plan.batch_size // plan.replicas)
+    return str(least) if least == most else f"{least} or {most}"
 
 
 def _stage_table(plan: Plan) -> Table:

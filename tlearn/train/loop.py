@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlearn.train.distribution import Devices, make_shared_step
 from tlearn.train.stopping import NumericalFault
 
 # one execution lasts about this long: short enough to stop and to show progress, long enough to hide Python
@@ -37,6 +38,8 @@ class Loop:
         prefix: computes the model's inputs from those of ``batches``, as a part of each step. The gradient is taken
             above it: Keras would build one for frozen layers too, which nobody asks for, and which takes as long to
             build as all the rest.
+        devices: that share the steps.
+        batch_size: images of a step over all devices.
     """
 
     def __init__(
@@ -47,9 +50,15 @@ class Loop:
         xla: bool,
         in_chunks: bool = False,
         prefix: Callable[[Any], Any] | None = None,
+        devices: Devices | None = None,
+        batch_size: int = 1,
     ) -> None:
         self._model = model
-        train_step = make_train_step(model, xla=xla, prefix=prefix)
+        self._devices = devices or Devices()
+        if self._devices.strategy is None:
+            train_step = make_train_step(model, xla=xla, prefix=prefix)
+        else:
+            train_step = make_shared_step(self._devices, model, batch_size=batch_size, prefix=prefix)
         self._execute = (_execution_on_chunks if in_chunks else _execution)(model, train_step, iter(batches))
         self._seconds_per_step = math.inf
 
@@ -69,9 +78,11 @@ class Loop:
         step = start
         while True:
             begin = time.perf_counter()
-            count, values = self._execute(min(stop_at(step) - step, self._affordable()))
-            logs = {name: float(value) for name, value in values.items()}
-            self._seconds_per_step = (time.perf_counter() - begin) / count
+            with self._devices.watching():
+                count, values = self._execute(min(stop_at(step) - step, self._affordable()))
+                logs = {name: float(value) for name, value in values.items()}
+            seconds = (time.perf_counter() - begin) / count
+            self._seconds_per_step = self._devices.chief_says(lambda: seconds)  # noqa: B023, called at once
             step += count
             if not math.isfinite(logs["loss"]):
                 raise NumericalFault(step, self.learning_rate())

@@ -11,6 +11,7 @@ from typing import Any
 from tlearn.config import ClassWeights, Config, Duration, LearningRateSchedule, Stage
 from tlearn.data import Data, Split
 from tlearn.train.classifier import Classifier, freeze, unfrozen_layers
+from tlearn.train.distribution import DevicePlan
 from tlearn.train.feature_plan import FeaturePlan, FeaturePlanner
 from tlearn.train.optimizers import in_steps, own_options, stage_optimizer
 from tlearn.train.xla import check_xla
@@ -70,6 +71,8 @@ class Plan:
     class_weights: tuple[float, ...] | None
     stages: tuple[StagePlan, ...]
     notes: tuple[str, ...] = ()
+    devices: str = "one"
+    replicas: int = 1
 
     @property
     def steps(self) -> int:
@@ -98,10 +101,14 @@ class Plan:
         return plan_text(self)
 
 
-def plan_run(config: Config, data: Data, classifier: Classifier) -> Plan:
+def plan_run(config: Config, data: Data, classifier: Classifier, devices: DevicePlan | None = None) -> Plan:
     """Resolve a config against the data and the built model.
 
     Leaves the model frozen as in the last stage.
+
+    Args:
+        config, data, classifier: of the run.
+        devices: to train on; None: one.
 
     Raises:
         ConfigError: a selector that matches nothing.
@@ -132,6 +139,8 @@ def plan_run(config: Config, data: Data, classifier: Classifier) -> Plan:
         class_weights=class_weights(config, data),
         stages=tuple(stages),
         notes=tuple(_notes(config, data, classifier)),
+        devices="one" if devices is None or devices.replicas == 1 else str(devices),
+        replicas=1 if devices is None else devices.replicas,
     )
 
 

@@ -50,9 +50,11 @@ class Run:
 
     Attributes:
         path: the folder.
+        told: the summary, where the folder is that of another worker, and may lie on another machine.
     """
 
     def __init__(self, path: Path) -> None:
+        self.told: dict[str, Any] | None = None
         self.path = path
         self.config_file = path / "config.yaml"
         self.overrides_file = path / "overrides.yaml"
@@ -198,6 +200,8 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """What came of it. Raises UserError while the run has not ended."""
+        if self.told is not None:
+            return self.told
         if not self.summary_file.is_file():
             raise UserError(Problem(str(self.path), "has no summary.json: the run has not ended"))
         return read_json(self.summary_file)

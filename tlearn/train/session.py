@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tlearn.config import Config, Precision, Stage
 from tlearn.train.classifier import Classifier, freeze
+from tlearn.train.distribution import Devices
 from tlearn.train.losses import make_loss, make_metrics
 from tlearn.train.optimizers import build_optimizer, carry_slots, stage_optimizer
 from tlearn.train.plan import Plan, StagePlan
@@ -29,6 +30,7 @@ class Session:
         before: the stage before in this process, whose optimizer state may be carried over.
         first_iteration: what the optimizer counts from, when resuming; None: decided here.
         rate: share of the planned learning rate, after faults.
+        devices: that train.
 
     Attributes:
         model: frozen as planned, and compiled.
@@ -47,6 +49,7 @@ class Session:
         before: Session | None = None,
         first_iteration: int | None = None,
         rate: float = 1.0,
+        devices: Devices | None = None,
     ) -> None:
         stage, stage_plan = config.schedule.stages[index], plan.stages[index]
         freeze(classifier, stage_plan.layers)
@@ -72,6 +75,7 @@ class Session:
         )
         varies = isinstance(self.optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
         self._constant_rate = None if varies else settings.learning_rate
+        (devices or Devices()).adopt(self.optimizer)
         self._compile(plan, _label_smoothing(config, stage), scaled=config.precision is Precision.mixed_float16)
         if carried is not None:
             carry_slots(carried, self.optimizer)

@@ -41,9 +41,23 @@ class Streams:
 
     Images are uint8 or float32 (batch, side, side, 3), RGB in 0..255; targets float32 (batch, outputs); sample
     weights float32 (batch,).
+
+    Args:
+        config, data, plan: of the run.
+        squares: of images that were decoded already, for their first use.
+        part: (index, count): of each batch that is trained on, give this one of so many parts.
     """
 
-    def __init__(self, config: Config, data: Data, plan: Plan, squares: FirstSquares | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        plan: Plan,
+        squares: FirstSquares | None = None,
+        *,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._part = part
         self._config = config
         self._data = data
         self._plan = plan
@@ -64,6 +78,7 @@ class Streams:
             steps=stop - start,
             augment=config.augment,
             views=config.cache.views,
+            part=self._part,
             **self._loading(config.data.batch_size),
         )
         return batches.map(self._targets(stage))
@@ -83,7 +98,7 @@ class Streams:
         order = EpochOrder(np.arange(images), self._config.data.batch_size, self._config.seed)
 
         def read(steps: range) -> tuple[np.ndarray, ...]:
-            batches = [order.batch(step) for step in steps]
+            batches = [order.batch(step, self._part) for step in steps]
             positions = np.stack([positions for _, positions in batches])
             views = np.array([[epoch % features.views] for epoch, _ in batches])
             return (*features.train.take(positions + views * images), self._labels(self._data.train[positions]))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint
 from tlearn.train.classifier import Classifier
 from tlearn.train.console import Terminal, metrics_line
+from tlearn.train.distribution import Devices, WorkerLost
 from tlearn.train.engine import Compute
 from tlearn.train.features import FeatureMaker, StageFeatures
 from tlearn.train.finish import finish
@@ -33,6 +34,8 @@ from tlearn.train.streams import Streams, guarded
 from tlearn.train.validation import KeptValidation, make_evaluation
 from tlearn.train.xla import uses_xla
 
+T = TypeVar("T")
+
 _SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
 
 
@@ -48,6 +51,7 @@ class Trainer:
         terminal: where to print.
         should_stop: asked between executions; True makes the run save its state and end with ``Stopped``.
         squares: of images that were decoded already, for their first use.
+        devices: that train. Of several workers the chief alone evaluates and saves states, and tells the others.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Trainer:
         terminal: Terminal,
         should_stop: Callable[[], bool] = lambda: False,
         squares: FirstSquares | None = None,
+        devices: Devices | None = None,
     ) -> None:
         self._run = run
         self._config = config
@@ -69,7 +74,8 @@ class Trainer:
         self._plan = plan
         self._terminal = terminal
         self._should_stop = should_stop
-        self._streams = Streams(config, data, plan, squares)
+        self._devices = devices or Devices()
+        self._streams = Streams(config, data, plan, squares, part=self._devices.part)
         self._metrics = MetricsLog(run)
         self._board = TensorBoardLog(run, config.log.tensorboard)
         self._monitor = config.checkpoint.monitor or default_monitor(plan.multi_label)
@@ -91,6 +97,7 @@ class Trainer:
             Stopped: after ``should_stop``; the state is saved.
             NumericalFault: the loss is not finite; the last good state is kept.
             OutOfMemory: batches, or their features, are too large; the last good state is kept.
+            WorkerLost: another worker is gone.
             DataError: an image became unreadable.
         """
         self._begun_at = time.monotonic() - self._progress.seconds  # features are part of what a stage takes
@@ -99,10 +106,10 @@ class Trainer:
                 if self._progress.global_step == 0:
                     self._show_samples()
                 self._run_stages()
-                return self._finish()
+                return self._on_chief(self._finish)
         except Interrupted:
             raise Stopped(self._run.path) from None
-        except (NumericalFault, OutOfMemory) as fault:
+        except (NumericalFault, OutOfMemory, WorkerLost) as fault:
             fault.run = str(self._run.path)
             raise
         finally:
@@ -120,8 +127,13 @@ class Trainer:
         self._terminal.print(f"goes on after step {self._progress.global_step} of {self._plan.steps}")
 
     def _latest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        largest = checkpoint.largest(self._classifier.model.variables)
-        return checkpoint.latest(self._run.checkpoints, self._terminal.print, most=largest)
+        found = None
+        if self._devices.is_chief:
+            largest = checkpoint.largest(self._classifier.model.variables)
+            found = checkpoint.latest(self._run.checkpoints, self._terminal.print, most=largest)
+        state = self._devices.chief_gives(found and found[0])
+        progress = self._devices.chief_says(lambda: found and found[1])
+        return None if state is None or progress is None else (state, progress)
 
     def _forget_later(self) -> None:
         """Drop what was recorded after the step that the run stands at: it will be recorded again."""
@@ -170,6 +182,20 @@ class Trainer:
         """What the whole model gives for images."""
         return self._evaluate.with_outputs(self._evaluation(rows))
 
+    def _on_chief(self, work: Callable[[], T]) -> T:
+        """What the chief works out, on all workers. Raises Interrupted on all of them when it did there."""
+
+        def tried() -> list[T] | None:
+            try:
+                return [work()]
+            except Interrupted:
+                return None
+
+        said = self._devices.chief_says(tried)
+        if said is None:
+            raise Interrupted
+        return said[0]
+
     def _evaluation(self, rows: np.ndarray) -> Iterator[Any]:
         return guarded(stoppable(self._streams.evaluation(rows), self._should_stop))
 
@@ -191,6 +217,7 @@ class Trainer:
             before=before,
             first_iteration=None if state is None else progress.first_iteration,
             rate=progress.rate,
+            devices=self._devices,
         )
         progress.first_iteration = session.first_iteration
         if state is not None:
@@ -237,7 +264,15 @@ class Trainer:
         else:
             batches = self._streams.features(stage, features, first, last)
         xla = uses_xla(self._config, stage)
-        loop = Loop(session.model, batches, xla=xla, in_chunks=features is not None, prefix=prefix)
+        loop = Loop(
+            session.model,
+            batches,
+            xla=xla,
+            in_chunks=features is not None,
+            prefix=prefix,
+            devices=self._devices,
+            batch_size=self._plan.batch_size,
+        )
         self._begin_epoch(session, plan)
         for step, logs in guarded(loop.run(progress.step, lambda step: self._boundary(plan, step))):
             progress.global_step += step - progress.step
@@ -247,9 +282,10 @@ class Trainer:
                 if self._end_epoch(session, plan, stage, logs, validate):
                     return
                 self._begin_epoch(session, plan)
-            if self._save_is_due() or self._should_stop():
+            stops = self._devices.any(self._should_stop())
+            if self._devices.chief_says(self._save_is_due) or stops:
                 self._save(session)
-            if self._should_stop():
+            if stops:
                 raise Interrupted
 
     def _boundary(self, plan: StagePlan, step: int) -> int:
@@ -321,7 +357,7 @@ class Trainer:
         self._progress.validation_due = True
         try:
             with session.averaged():
-                validation = validate()
+                validation = self._on_chief(validate)
         except Interrupted:
             self._save(session)
             raise
@@ -339,7 +375,7 @@ class Trainer:
             smaller_is_better=smaller_is_better(self._monitor),
             min_delta=stage.early_stopping.min_delta,
         )
-        if is_best:
+        if is_best and self._devices.is_chief:
             with session.averaged():
                 weights = {key: np.asarray(variable) for key, variable in self._classifier.variables().items()}
             checkpoint.save(self._run.best_file, weights, {"epoch": epoch, **progress.metrics})
@@ -378,6 +414,8 @@ class Trainer:
 
     def _write_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Make everything durable that was recorded up to here, the state itself last."""
+        if not self._devices.is_chief:
+            return
         progress, keep = self._progress, self._config.checkpoint.keep
         self._metrics.sync()
         self._board.flush()
