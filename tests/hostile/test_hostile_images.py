@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +74,47 @@ def test_what_is_no_file_is_never_opened(name: str, folder: Path) -> None:
         regular_size(folder / "odd" / name)
     with pytest.raises(UnreadableImage, match="is not a regular file"):
         decode(folder / "odd" / name, max_pixels=images.MAX_PIXELS)
+
+
+def test_what_takes_the_name_of_an_image_meanwhile_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at a name and its opening a pipe gets there: reading it would wait for ever."""
+    path = tmp_path / "x.png"
+    path.write_bytes(images.PNG)
+    real = os.stat
+
+    def swapped(name: Any, **options: Any) -> os.stat_result:
+        status = real(name, **options)
+        if name == path and stat.S_ISREG(status.st_mode):
+            path.unlink()
+            os.mkfifo(path)
+        return status
+
+    monkeypatch.setattr(os, "stat", swapped)
+    with pytest.raises(UnreadableImage, match="is not a regular file"):
+        decode(path, max_pixels=images.MAX_PIXELS)
+
+
+_CUT_WHILE_READ = """
+import os, sys
+from PIL import ImageFile
+from tlearn.data.decode import decode
+load = ImageFile.ImageFile.load
+def load_and_cut(image):
+    loaded = load(image)
+    os.truncate(sys.argv[1], 100)
+    return loaded
+ImageFile.ImageFile.load = load_and_cut
+print(decode(sys.argv[1], max_pixels=10**9).sum())
+"""
+
+
+def test_an_image_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
+    """Mapped into memory, as Pillow does with a grey bitmap that has a name, it would end the process (SIGBUS)."""
+    Image.new("L", (2000, 1000), 7).save(tmp_path / "x.bmp")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _CUT_WHILE_READ, str(tmp_path / "x.bmp")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{2000 * 1000 * 3 * 7}\n"), done.stderr
 
 
 def test_messages_cannot_command_the_terminal(data: Data) -> None:

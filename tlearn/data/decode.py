@@ -9,7 +9,8 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
@@ -107,7 +108,11 @@ def regular_size(path: str | os.PathLike[str], name: str | None = None) -> int:
         raise UnreadableImage(name, "there is no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise UnreadableImage(name, f"cannot be opened ({getattr(error, 'strerror', None) or error})") from error
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, reading a device too
+    return _judged(status, name)
+
+
+def _judged(status: os.stat_result, name: str) -> int:
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device would wait for ever
         raise UnreadableImage(name, "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
     if status.st_size > LARGEST_FILE:
         raise UnreadableImage(name, f"has {status.st_size:,} bytes, more than {LARGEST_FILE:,}")
@@ -158,15 +163,42 @@ def resize(
 # --- the parts of decode ---------------------------------------------------------------------------------------------
 
 
-def _open(file: ImageFile, max_pixels: int, name: str) -> Image.Image:
-    """Read the header; refuse what is no image of ours or too large."""
-    empty = not file if isinstance(file, bytes) else False
-    if isinstance(file, str | os.PathLike):
-        empty = regular_size(file, name) == 0
+@contextmanager
+def _open(file: ImageFile, max_pixels: int, name: str) -> Iterator[Image.Image]:
+    """The header read; what is no image of ours or too large is refused."""
+    if not isinstance(file, str | os.PathLike):
+        with _identified(io.BytesIO(file) if isinstance(file, bytes) else file, max_pixels, name, file == b"") as image:
+            yield image
+        return
+    # Pillow, which is told no name, maps no file into memory: one that is cut off meanwhile would end the process.
+    with (
+        open(_descriptor(file, name), "rb") as opened,
+        _identified(opened, max_pixels, name, os.fstat(opened.fileno()).st_size == 0) as image,
+    ):
+        yield image
+
+
+def _descriptor(path: str | os.PathLike[str], name: str) -> int:
+    """Open a regular file; it is judged by its name, so that nothing else is opened, and as what was opened then."""
+    regular_size(path, name)
     try:
-        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that took the name meanwhile does not block
     except PermissionError as error:
         raise UnreadableImage(name, "may not be read (permission denied)") from error
+    except OSError as error:
+        raise UnreadableImage(name, f"cannot be opened ({error.strerror})") from error
+    try:
+        _judged(os.fstat(opened), name)
+    except UnreadableImage:
+        os.close(opened)
+        raise
+    return opened
+
+
+def _identified(file: IO[bytes], max_pixels: int, name: str, empty: bool) -> Image.Image:
+    """The image in a file of which the header has been read."""
+    try:
+        image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         reason = "is empty (0 bytes)" if empty else f"is not an image in {', '.join(FORMATS)}"
         raise UnreadableImage(name, reason) from error
