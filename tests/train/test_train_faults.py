@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -221,6 +222,25 @@ def test_a_folder_that_vanishes_and_comes_back(stopped: Path, whole: Run, tmp_pa
     assert not run.path.exists(), "nothing was made in its place"
     assert_undamaged(open_run(away))
     away.rename(run.path)
+    same(resume(run.path), whole)
+
+
+def test_a_state_that_the_disk_refuses_is_not_passed_over(
+    stopped: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it were damaged: the run would begin anew, and delete what it could not read."""
+    run = open_run(shutil.copytree(stopped, tmp_path / "run"))
+    before = sorted(path.name for path in run.checkpoints.iterdir())
+    real = np.load
+
+    def failing(path: Any, **options: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(np, "load", failing)
+    with pytest.raises(StorageError, match=r"step-.*\.npz: Input/output error"):
+        resume(run.path)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == before
+    monkeypatch.setattr(np, "load", real)
     same(resume(run.path), whole)
 
 
