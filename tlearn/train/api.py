@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tlearn.train.classifier import Classifier
     from tlearn.train.distribution import Devices
     from tlearn.train.plan import Plan
+    from tlearn.train.trainer import OnEpoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,7 @@ def fit(
     overrides: Sequence[str] | None = None,
     terminal: Terminal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_epoch: OnEpoch | None = None,
 ) -> Run:
     """Train.
 
@@ -112,6 +114,8 @@ def fit(
         overrides: what was given on the command line, recorded in the folder; None: made from Python.
         terminal: where to print; by default standard error.
         should_stop: asked between steps; True saves the state and raises ``Stopped``.
+        on_epoch: called after each epoch with its number, counted from 1 over all stages, and its metrics; it may
+            raise ``Pruned``, which ends the run with the status ``pruned`` and without a model.
 
     Returns:
         The finished run; ``run.summary`` holds its metrics, ``run.model()`` its model.
@@ -135,7 +139,7 @@ def fit(
             facts = manifest(prepared.data), _weights_identity(config), prepared.plan.as_dict()
             run.write_inputs(_absolute(config), given, *facts)
         stack.enter_context(explained(run.path, how_to_go_on(run)))
-        return _train(run, prepared, terminal, should_stop, resuming=False)
+        return _train(run, prepared, terminal, should_stop, on_epoch, resuming=False)
 
 
 def resume(
@@ -166,7 +170,7 @@ def resume(
         _check_alike(prepared)
         should_stop()
         run.sweep()
-        return _train(run, prepared, terminal, should_stop, resuming=True)
+        return _train(run, prepared, terminal, should_stop, None, resuming=True)
 
 
 def _refuse_finished(run: Run) -> None:
@@ -179,7 +183,15 @@ def open_run(path: str | Path) -> Run:
     return Run.open(path)
 
 
-def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callable[[], bool], *, resuming: bool) -> Run:
+def _train(
+    run: Run,
+    prepared: Prepared,
+    terminal: Terminal,
+    should_stop: Callable[[], bool],
+    on_epoch: OnEpoch | None,
+    *,
+    resuming: bool,
+) -> Run:
     from tlearn.train.trainer import Trainer
 
     if prepared.devices.is_chief:
@@ -199,6 +211,7 @@ def _train(run: Run, prepared: Prepared, terminal: Terminal, should_stop: Callab
         should_stop=should_stop,
         squares=prepared.squares,
         devices=prepared.devices,
+        **({} if on_epoch is None else {"on_epoch": on_epoch}),
     )
     try:
         if resuming:
@@ -222,7 +235,7 @@ def _train_for_chief(prepared: Prepared, terminal: Terminal, should_stop: Callab
         with tempfile.TemporaryDirectory(prefix="tlearn-worker-") as scratch:
             own = Run(Path(scratch))
             own.checkpoints.mkdir()
-            told = _train(own, prepared, terminal, should_stop, resuming=resuming).told
+            told = _train(own, prepared, terminal, should_stop, None, resuming=resuming).told
     except Stopped:
         raise Stopped(path) from None
     except (NumericalFault, OutOfMemory, WorkerLost) as fault:

@@ -14,12 +14,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError, did_you_mean
 from tlearn.train.memory import OutOfMemory
 from tlearn.train.stopping import NumericalFault, Stopped, StopSignal, resume_command
+
+if TYPE_CHECKING:
+    from tlearn.train.trainer import OnEpoch
 
 OK, OUR_FAULT, USER_ERROR, STOPPED, NUMERICAL_FAULT = 0, 1, 2, 3, 4
 
@@ -68,16 +71,21 @@ def _run(overrides: list[str]) -> int:
     return execute(load_config(overrides), overrides)
 
 
-def execute(config: Config, overrides: list[str]) -> int:
-    """Train or resume, and print the last line. Returns the exit status."""
+def execute(config: Config, overrides: list[str], *, on_epoch: OnEpoch | None = None) -> int:
+    """Train or resume, and print the last line. Returns the exit status.
+
+    Args:
+        config, overrides: of the run.
+        on_epoch: for ``fit``.
+    """
     stop = StopSignal()
     try:
-        return _execute(config, overrides, stop)
+        return _execute(config, overrides, stop, on_epoch)
     except KeyboardInterrupt:
         return _stopped_early(config.resume)
 
 
-def _execute(config: Config, overrides: list[str], stop: StopSignal) -> int:
+def _execute(config: Config, overrides: list[str], stop: StopSignal, on_epoch: OnEpoch | None) -> int:
     from tlearn.train.checks import check_config
 
     if config.resume is None:
@@ -91,7 +99,7 @@ def _execute(config: Config, overrides: list[str], stop: StopSignal) -> int:
         if config.resume is not None:
             run = resume(config.resume, terminal=terminal, should_stop=stop)
         else:
-            run = fit(config, overrides=overrides, terminal=terminal, should_stop=stop)
+            run = fit(config, overrides=overrides, terminal=terminal, should_stop=stop, on_epoch=on_epoch)
     except Stopped as stopped:
         terminal.print(str(stopped))
         return _last_line({"run": str(stopped.run), "status": "stopped"}, STOPPED)

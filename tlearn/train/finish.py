@@ -54,12 +54,7 @@ def finish(
         "run": str(run.path),
         "status": "finished",
         **{name: round(value, 6) for name, value in final.items()},
-        "epochs": progress.epochs,
-        "steps": progress.global_step,
-        "best_epoch": progress.best_epoch,
-        "seconds": round(progress.seconds, 1),
-        "classes": len(plan.classes),
-        "parameters": plan.parameters,
+        **_totals(plan, progress),
         "weights_sha256": checkpoint.sha256(classifier.variables()),
     }
     if progress.rollbacks:
@@ -71,6 +66,34 @@ def finish(
     board.close()
     run.write_summary(summary)  # last: a run with a summary is complete
     return summary
+
+
+def finish_pruned(
+    run: Run, config: Config, plan: Plan, progress: Progress, *, board: TensorBoardLog
+) -> dict[str, Any]:
+    """Finish the folder of a run that was given up: its last metrics, no model. Returns the summary."""
+    summary = {
+        "run": str(run.path),
+        "status": "pruned",
+        **{name: round(value, 6) for name, value in progress.metrics.items()},
+        **_totals(plan, progress),
+    }
+    validation = {name: value for name, value in progress.metrics.items() if name.startswith("val_")}
+    board.hyperparameters(config, {f"final/{name}": value for name, value in validation.items()}, progress.global_step)
+    board.close()
+    run.write_summary(summary)
+    return summary
+
+
+def _totals(plan: Plan, progress: Progress) -> dict[str, Any]:
+    return {
+        "epochs": progress.epochs,
+        "steps": progress.global_step,
+        "best_epoch": progress.best_epoch,
+        "seconds": round(progress.seconds, 1),
+        "classes": len(plan.classes),
+        "parameters": plan.parameters,
+    }
 
 
 def _take_best_weights(run: Run, classifier: Classifier) -> None:

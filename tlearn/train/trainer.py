@@ -19,7 +19,7 @@ from tlearn.train.console import Terminal, metrics_line
 from tlearn.train.distribution import Devices, WorkerLost
 from tlearn.train.engine import Compute
 from tlearn.train.features import FeatureMaker, StageFeatures
-from tlearn.train.finish import finish
+from tlearn.train.finish import finish, finish_pruned
 from tlearn.train.logs import MetricsLog, TensorBoardLog
 from tlearn.train.loop import Logs, Loop, Outputs
 from tlearn.train.losses import default_monitor, smaller_is_better
@@ -35,8 +35,13 @@ from tlearn.train.validation import KeptValidation, make_evaluation
 from tlearn.train.xla import uses_xla
 
 T = TypeVar("T")
+OnEpoch = Callable[[int, Mapping[str, float]], None]
 
 _SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
+
+
+class Pruned(Exception):
+    """Raised by ``on_epoch``: whoever compares runs has seen enough of this one."""
 
 
 class Trainer:
@@ -52,6 +57,8 @@ class Trainer:
         should_stop: asked between executions; True makes the run save its state and end with ``Stopped``.
         squares: of images that were decoded already, for their first use.
         devices: that train. Of several workers the chief alone evaluates and saves states, and tells the others.
+        on_epoch: given the number of each epoch, counted from 1 over all stages, and its metrics; it may raise
+            ``Pruned``, which ends the run.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         squares: FirstSquares | None = None,
         devices: Devices | None = None,
+        on_epoch: OnEpoch = lambda epoch, metrics: None,
     ) -> None:
         self._run = run
         self._config = config
@@ -76,6 +84,7 @@ class Trainer:
         self._should_stop = should_stop
         self._devices = devices or Devices()
         self._streams = Streams(config, data, plan, squares, part=self._devices.part)
+        self._on_epoch = on_epoch
         self._metrics = MetricsLog(run)
         self._board = TensorBoardLog(run, config.log.tensorboard)
         self._monitor = config.checkpoint.monitor or default_monitor(plan.multi_label)
@@ -91,7 +100,7 @@ class Trainer:
         """Train through all stages from where the run stands, and finish the folder.
 
         Returns:
-            The summary.
+            The summary; its status is ``pruned`` where ``on_epoch`` raised ``Pruned``.
 
         Raises:
             Stopped: after ``should_stop``; the state is saved.
@@ -107,6 +116,8 @@ class Trainer:
                     self._show_samples()
                 self._run_stages()
                 return self._on_chief(self._finish)
+        except Pruned:
+            return finish_pruned(self._run, self._config, self._plan, self._progress, board=self._board)
         except Interrupted:
             raise Stopped(self._run.path) from None
         except (NumericalFault, OutOfMemory, WorkerLost) as fault:
@@ -346,6 +357,7 @@ class Trainer:
         self._board.flush()
         number = self._epoch(plan) - plan.first_epoch
         self._terminal.print(f"{plan.name} {number}/{plan.epochs}  {metrics_line(progress.metrics, _SHOWN)}")
+        self._on_epoch(self._epoch(plan), progress.metrics)
         progress.seconds = time.monotonic() - self._begun_at
         if progress.step == plan.steps or self._ends_early(plan, stage):
             progress.step = plan.steps
@@ -434,4 +446,4 @@ class Trainer:
                 self._board.images("training images", images.numpy(), 0, most)
 
 
-__all__ = ["NumericalFault", "Progress", "Stopped", "Trainer"]
+__all__ = ["NumericalFault", "OnEpoch", "Progress", "Pruned", "Stopped", "Trainer"]
