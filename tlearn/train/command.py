@@ -197,13 +197,13 @@ def _in_own_process(overrides: list[str]) -> int:
     Returns:
         Its exit status; 128 + n when signal n killed it.
     """
-    with subprocess.Popen((sys.executable, "-m", "tlearn.train", *overrides)) as process, _signals_go_to(process):
+    with subprocess.Popen((sys.executable, "-m", "tlearn.train", *overrides)) as process, signals_go_to(process):
         status = process.wait()
     return status if status >= 0 else 128 - status
 
 
 @contextlib.contextmanager
-def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """While inside, this process outlives a signal that its child must answer by saving its state.
 
     Ctrl-C reaches both from the terminal; SIGTERM is sent to one process, so it is passed on.

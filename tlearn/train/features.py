@@ -137,6 +137,10 @@ class FeatureMaker:
         function = prefix_function(planned_engine(self._config), self._classifier.model, frontier.tensors)
         return frontier.suffix(), function
 
+    def keys(self, index: int) -> tuple[str, ...]:
+        """Names of a stage's entries in the cache, given that its prefix has its variables already."""
+        return tuple(entry.key for entry in self._wanted_by(index))
+
     def close(self) -> None:
         """Let others delete what was in use."""
         self._close_all_but(set())

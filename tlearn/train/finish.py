@@ -68,9 +68,7 @@ def finish(
     return summary
 
 
-def finish_pruned(
-    run: Run, config: Config, plan: Plan, progress: Progress, *, board: TensorBoardLog
-) -> dict[str, Any]:
+def finish_pruned(run: Run, config: Config, plan: Plan, progress: Progress, *, board: TensorBoardLog) -> dict[str, Any]:
     """Finish the folder of a run that was given up: its last metrics, no model. Returns the summary."""
     summary = {
         "run": str(run.path),

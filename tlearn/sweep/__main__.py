@@ -1,0 +1,7 @@
+"""``python -m tlearn.sweep``."""
+
+import sys
+
+from tlearn.sweep.command import main
+
+sys.exit(main())

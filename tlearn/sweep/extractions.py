@@ -1,0 +1,133 @@
+"""How often a sweep will put its images through the frozen part of the network, before it begins.
+
+Whether two trials share features is no matter of names: it is asked of the plan and of the key of the feature cache,
+for each searched key by itself, with all others as they are in the first trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tlearn.compose import load_config
+from tlearn.quiet import hidden_output, import_tensorflow
+from tlearn.sweep.load import Sweep, direction_of
+from tlearn.sweep.space import Parameter, Scalar, config_value
+from tlearn.sweep.values import override_text
+
+
+@dataclass(frozen=True)
+class Extractions:
+    """What a sweep computes of frozen layers.
+
+    Attributes:
+        trials: that the budget allows.
+        shared: passes over the images whose features several trials may share; at most.
+        own: passes over the images that each trial makes for itself: stages above trained layers, and stages that
+            keep no features, in which every epoch is one.
+        deciding: the searched keys that change the features, each with the number of different ones; None: every
+            value has its own.
+        bytes: of the features of one pass.
+    """
+
+    trials: int
+    shared: int
+    own: int
+    deciding: Mapping[str, int | None]
+    bytes: int
+
+    def __str__(self) -> str:
+        if not self.shared:
+            text = "no features are shared: in no trial the first stage keeps any"
+        else:
+            at_most = "at most " if self.deciding else ""
+            text = f"{at_most}{self.shared:,} for {self.trials:,} trials, {self.bytes / 1e6:,.1f} MB each"
+            which = [key if count is None else f"{key} ({count})" for key, count in self.deciding.items()]
+            text += f"; another one for each value of {', '.join(which)}" if which else "; all trials share it"
+        return text + (f"; besides, {self.own:,} passes over the images in each trial" if self.own else "")
+
+
+def count_extractions(sweep: Sweep) -> Extractions:
+    """Count, by building the network once for every corner of the space. Imports TensorFlow."""
+    import_tensorflow()
+    first = _first_values(sweep)
+    keys, own, size = _features(sweep, first)
+    deciding: dict[str, int | None] = {}
+    total = 1
+    for parameter in sweep.space.parameters:
+        found = {_features(sweep, first | values)[0] for values in _variants(sweep, parameter)} | {keys}
+        if len(found) > 1:
+            deciding[parameter.key] = None if parameter.values() is None else len(found)
+            total = total * len(found) if deciding[parameter.key] is not None else sweep.most_trials
+    shared = min(total, sweep.most_trials) if keys else 0
+    return Extractions(sweep.most_trials, shared, own, deciding, size)
+
+
+def _first_values(sweep: Sweep) -> dict[str, Scalar]:
+    values: dict[str, Scalar] = {}
+    for parameter in sweep.space.parameters:
+        if parameter.applies(values):
+            values[parameter.key] = parameter.corners()[0]
+    return values
+
+
+def _variants(sweep: Sweep, wanted: Parameter) -> Iterable[dict[str, Scalar]]:
+    return [values for parameter, values in sweep.space.corners() if parameter is wanted]
+
+
+def _features(sweep: Sweep, values: Mapping[str, Scalar]) -> tuple[tuple[str, ...], int, int]:
+    """Keys of the features that are made from untouched weights, passes that others cannot share, and bytes."""
+    import keras
+
+    from tlearn.train.api import prepare
+    from tlearn.train.console import Terminal
+    from tlearn.train.features import FeatureMaker
+    from tlearn.train.streams import Streams
+
+    given = dict(sweep.settings.trial) | {key: config_value(value) for key, value in values.items()}
+    config = load_config([*sweep.base, *(override_text(key, value) for key, value in given.items())])
+    keras.backend.clear_session()
+    with hidden_output(2, python=False):
+        prepared = prepare(config, check_images=False)
+    stages = prepared.plan.stages
+    streams = Streams(config, prepared.data, prepared.plan)
+    maker = FeatureMaker(config, prepared.data, prepared.classifier, stages, streams, Terminal(False))
+    with contextlib.closing(maker):
+        first = [index for index, stage in enumerate(stages) if stage.features.cached and stage.features.made_in == 0]
+        keys = tuple(key for index in first for key in maker.keys(index))
+    later = {stage.features.made_in for stage in stages if stage.features.cached} - {0}
+    own = sum(max(1, stages[index].features.views) for index in later if index is not None)
+    own += sum(stage.epochs for stage in stages if not stage.features.cached)
+    return keys, own, sum(stages[index].features.bytes for index in first)
+
+
+def print_plan(sweep: Sweep) -> None:
+    """The plan of a sweep on standard output."""
+    Console(highlight=False, markup=False).print(plan_table(sweep, count_extractions(sweep)))
+
+
+def plan_table(sweep: Sweep, extractions: Extractions) -> RenderableType:
+    """For people: the space, how it is searched, and what that costs in passes over the images."""
+    settings = sweep.settings
+    space = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    space.add_column("key")
+    space.add_column("values", overflow="fold")
+    for parameter in sweep.space.parameters:
+        space.add_row(parameter.key, str(parameter))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column()
+    objectives = [f"{direction_of(objective)} {objective.metric}" for objective in settings.objectives]
+    budget = [f"{sweep.most_trials:,} trials"] if settings.trials else []
+    budget += [f"{settings.minutes:g} minutes of trials"] if settings.minutes else []
+    facts.add_row("objective", ", ".join(objectives))
+    facts.add_row("sampler", f"{settings.sampler.name.value}, seed {settings.seed}")
+    facts.add_row("pruner", settings.pruner.name.value)
+    facts.add_row("budget", " or ".join(budget) or f"{sweep.most_trials:,} points of the grid")
+    facts.add_row("extractions", Text(str(extractions)))
+    return Group(space, "", facts)

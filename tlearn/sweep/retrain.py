@@ -1,0 +1,122 @@
+"""The best trial once more, on the full schedule, and as an experiment that anybody can run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tlearn.compose import load_config
+from tlearn.config import Config
+from tlearn.errors import Problem, UserError
+from tlearn.sweep.load import Sweep
+from tlearn.sweep.study import SharedStudy
+from tlearn.train.checkpoint import write_atomic
+from tlearn.train.command import OK, signals_go_to
+from tlearn.train.run import Run
+
+_MARK = "# Found by the sweep "
+_OF_A_RUN = ("run_dir", "resume", "name")
+
+
+def check_target(sweep: Sweep) -> None:
+    """Raise UserError where the experiment that ``sweep.retrain`` writes is somebody else's already."""
+    path = _target(sweep)
+    if sweep.settings.retrain and path.exists() and not path.read_text(encoding="utf-8").startswith(_MARK):
+        fix = "name the study otherwise: sweep.name=NAME, or move the file away"
+        raise UserError(Problem(str(path), "exists, and sweep.retrain would overwrite it", fix))
+
+
+def retrain(sweep: Sweep, study: SharedStudy) -> tuple[int, dict[str, Any]]:
+    """Train the best trial's values without what ``sweep.trial`` sets, and write the experiment.
+
+    A run that was stopped is gone on with; one that is complete is left alone.
+
+    Returns:
+        The exit status of the run, and what the last line says of it.
+    """
+    front = study.front()
+    if not front:
+        raise UserError(Problem("sweep.retrain", "no trial is complete", "raise sweep.trials"))
+    best = front[0]
+    run = Run(sweep.folder / f"best-{best.number:04d}")
+    if not run.summary_file.is_file():
+        overrides = sweep.overrides(best.params, run.path, shortened=False)
+        status = _train([f"resume={run.path}"] if run.config_file.is_file() else overrides)
+        if status != OK:
+            return status, {"retrained": {"run": str(run.path), "status": "stopped"}}
+    path = _target(sweep)
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, experiment_text(sweep, run).encode())
+    return OK, {"retrained": run.summary, "experiment": str(path)}
+
+
+def experiment_text(sweep: Sweep, run: Run) -> str:
+    """A run's config as an experiment: what it sets, and no default."""
+    metrics = [objective.metric for objective in sweep.settings.objectives]
+    results = ", ".join(f"{name} {run.summary[name]:.4g}" for name in metrics if name in run.summary)
+    name = _target(sweep).stem
+    header = [
+        f"{_MARK}{sweep.settings.name}.",
+        "#",
+        f"#     python -m tlearn.train experiment={name}",
+        "#",
+        f"# Result: {results or json.dumps(run.summary.get('status'))} (seed {run.config.seed}).",
+    ]
+    data = {key: value for key, value in _plain(run.config).items() if key not in _OF_A_RUN}
+    return "\n".join(header) + "\n" + yaml.safe_dump(_differences(data, _plain(load_config())), sort_keys=False)
+
+
+def _target(sweep: Sweep) -> Path:
+    return Path.cwd() / "experiments" / f"{sweep.settings.name}.yaml"
+
+
+def _train(overrides: list[str]) -> int:
+    """An ordinary run; its last line is not ours."""
+    command = (sys.executable, "-m", "tlearn.train", *overrides)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, signals_go_to(process):
+        return process.wait()
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value.value if isinstance(value, Enum) else value
+
+    made: dict[str, Any] = plain(dataclasses.asdict(config))
+    return made
+
+
+def _differences(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What is not as in the defaults. Stages stand whole, but for what is null."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            inner = _differences(value, defaults[key])
+            if inner:
+                found[key] = inner
+        elif key == "stages":
+            found[key] = [_without_nothing(stage) for stage in value]
+        elif key not in defaults or value != defaults[key]:
+            found[key] = value
+    return found
+
+
+def _without_nothing(data: dict[str, Any]) -> dict[str, Any]:
+    """A stage without the fields that are null: that is what they are when nobody sets them."""
+    found = {}
+    for key, value in data.items():
+        kept = _without_nothing(value) if isinstance(value, dict) and key != "unfreeze" else value
+        if kept is not None and kept != {}:
+            found[key] = kept
+    return found
