@@ -10,6 +10,7 @@ from tlearn.errors import did_you_mean
 # verb: (module with a ``main``, what it does)
 VERBS = {
     "train": ("tlearn.train.command", "train a classifier, or go on with a run"),
+    "sweep": ("tlearn.sweep.command", "search config keys with many runs"),
     "plan": ("tlearn.plan", "show what a run would do"),
     "predict": ("tlearn.predict", "classify images, by a run or by ImageNet's classes"),
     "extract": ("tlearn.extract", "features of images from any layer, to a file"),

@@ -178,6 +178,9 @@ def _override_problems(override: Override) -> list[Problem]:
         return [Problem(str(override.input_line), "several values", "sweeps need -m: python -m tlearn.train -m ...")]
     if key == "experiment":
         return _experiment_problems(str(override.value()))
+    if re.match(r"(sweep|launcher)(\.|$)", key):
+        command = "python -m tlearn.sweep" if key.startswith("sweep") else "python -m tlearn.train -m"
+        return [Problem(key, "is no key of a run", f"it is for {command}")]
     folder = shipped("configs") / key
     value = override.value()
     if folder.is_dir() and not isinstance(value, dict | list):

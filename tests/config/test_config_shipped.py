@@ -55,6 +55,7 @@ def test_no_group_is_forgotten_here() -> None:
         "on_nan",
         "optimizer",
         "schedule",
+        "sweep",  # in tests/sweep/
     }
     assert {path.stem for path in CONFIGS if group(path) == "backbone"} - {"embedded"} == set(SPECS._builtin)
 

@@ -46,7 +46,7 @@ class Extractions:
             text = "no features are shared: in no trial the first stage keeps any"
         else:
             at_most = "at most " if self.deciding else ""
-            text = f"{at_most}{self.shared:,} for {self.trials:,} trials, {self.bytes / 1e6:,.1f} MB each"
+            text = f"{at_most}{self.shared:,} for {self.trials:,} trials, {self.bytes / 1e6:.3g} MB each"
             which = [key if count is None else f"{key} ({count})" for key, count in self.deciding.items()]
             text += f"; another one for each value of {', '.join(which)}" if which else "; all trials share it"
         return text + (f"; besides, {self.own:,} passes over the images in each trial" if self.own else "")
@@ -115,7 +115,7 @@ def plan_table(sweep: Sweep, extractions: Extractions) -> RenderableType:
     """For people: the space, how it is searched, and what that costs in passes over the images."""
     settings = sweep.settings
     space = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    space.add_column("key")
+    space.add_column("key", overflow="fold")
     space.add_column("values", overflow="fold")
     for parameter in sweep.space.parameters:
         space.add_row(parameter.key, str(parameter))

@@ -66,9 +66,8 @@ def charts(sweep: Sweep, study: SharedStudy) -> list[Chart]:
 def _history(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Chart:
     objectives = sweep.settings.objectives
     figure = _figure(7.6, 2.6 * len(objectives))
-    for index, (axes, objective) in enumerate(
-        zip(figure.subplots(len(objectives), squeeze=False)[:, 0], objectives, strict=True)
-    ):
+    panels = figure.subplots(len(objectives), squeeze=False)[:, 0]
+    for index, (axes, objective) in enumerate(zip(panels, objectives, strict=True)):
         complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
         numbers, values = [trial.number for trial in complete], [trial.values[index] for trial in complete]
         best = (np.minimum if sweep.directions[index] == "minimize" else np.maximum).accumulate(values)
@@ -172,8 +171,8 @@ def _parallel(sweep: Sweep, complete: Sequence[FrozenTrial]) -> Chart:
         for height, label in _ticks(parameter):
             axes.annotate(label, (place, height), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center")
     for height, value in ((0, float(values.min())), (1, float(values.max()))):
-        label = (len(parameters), height)
-        axes.annotate(shown(value), label, xytext=(3, 0), textcoords="offset points", fontsize=7)
+        end = (len(parameters), height)
+        axes.annotate(shown(value), end, xytext=(3, 0), textcoords="offset points", fontsize=7)
     names = short_names([parameter.key for parameter in parameters])
     axes.set_xticks(range(len(parameters) + 1), [*names, objective], fontsize=8, rotation=20, ha="right")
     axes.set(ylim=(-0.15, 1.08), xlim=(-0.1, len(parameters) + 0.35))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlearn.train.command import NUMERICAL_FAULT, signals_go_to
+from tlearn.train.command import signals_go_to
 
 OnReport = Callable[[int, Mapping[str, float]], bool]
 """Given an epoch and its metrics; whether the trial is to be pruned."""
@@ -66,6 +66,9 @@ def _what_it_said(log: Path, status: int) -> str:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:
         return errors[0]
-    if status == NUMERICAL_FAULT and lines:
-        return str(json.loads(lines[-1]).get("reason", lines[-1]))
-    return lines[-1] if lines else f"exit status {status}"
+    if not lines:
+        return f"exit status {status}"
+    try:
+        return str(json.loads(lines[-1])["reason"])
+    except (ValueError, TypeError, KeyError):
+        return lines[-1]

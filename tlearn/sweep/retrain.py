@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from tlearn.compose import load_config
-from tlearn.config import Config
+from tlearn.config import Config, Stage
 from tlearn.errors import Problem, UserError
 from tlearn.sweep.load import Sweep
 from tlearn.sweep.study import SharedStudy
@@ -85,7 +85,7 @@ def _train(overrides: list[str]) -> int:
         return process.wait()
 
 
-def _plain(config: Config) -> dict[str, Any]:
+def _plain(config: Config | Stage) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
@@ -98,7 +98,7 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _differences(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What is not as in the defaults. Stages stand whole, but for what is null."""
+    """What is not as in the defaults; in each stage, what is not as in a bare one."""
     found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict) and isinstance(defaults.get(key), dict):
@@ -106,17 +106,7 @@ def _differences(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
             if inner:
                 found[key] = inner
         elif key == "stages":
-            found[key] = [_without_nothing(stage) for stage in value]
+            found[key] = [{"name": stage["name"]} | _differences(stage, _plain(Stage())) for stage in value]
         elif key not in defaults or value != defaults[key]:
             found[key] = value
-    return found
-
-
-def _without_nothing(data: dict[str, Any]) -> dict[str, Any]:
-    """A stage without the fields that are null: that is what they are when nobody sets them."""
-    found = {}
-    for key, value in data.items():
-        kept = _without_nothing(value) if isinstance(value, dict) and key != "unfreeze" else value
-        if kept is not None and kept != {}:
-            found[key] = kept
     return found

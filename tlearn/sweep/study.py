@@ -126,9 +126,7 @@ class SharedStudy:
             return
         different = [key for key in now if json.dumps(now[key]) != json.dumps(before.get(key))]
         if different:
-            fix = (
-                "budget, pruner, retries, failures and retrain may change; else choose another sweep.dir or sweep.name"
-            )
+            fix = "budget, pruner, retries, failures and retrain may change; else name another sweep.dir or sweep.name"
             raise UserError(
                 [
                     Problem(f"{self.url}: {key}", f"the study there has {before.get(key)}, not {now[key]}", fix)

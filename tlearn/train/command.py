@@ -160,21 +160,28 @@ def _show(arguments: list[str]) -> int:
 
 
 def _multirun(overrides: list[str]) -> int:
-    """All runs of a sweep, one after the other; every one is checked before the first starts.
+    """All runs of a sweep; every one is checked before the first starts. Ends with a table of them.
 
     Returns:
         The worst exit status. A run that was stopped ends the sweep.
     """
     from tlearn.compose import sweep_jobs
+    from tlearn.train.console import print_results
+    from tlearn.train.launch import JobResult, launch, split_launcher
 
-    jobs, statuses = sweep_jobs(overrides), [OK]
+    launcher, overrides = split_launcher(overrides)
+    jobs = sweep_jobs(overrides)
     _check_jobs(jobs)
-    for number, job in enumerate(jobs, start=1):
-        print(f"run {number} of {len(jobs)}: {' '.join(job)}", file=sys.stderr, flush=True)
-        statuses.append(_in_own_process(job))
-        if statuses[-1] == STOPPED:
-            break
-    return max(statuses)
+
+    def done(number: int, result: JobResult) -> None:
+        if result.summary:
+            print(json.dumps(result.summary), flush=True)
+        status = result.summary.get("status", f"ended with status {result.status}")
+        print(f"run {number + 1} of {len(jobs)} {status}: {' '.join(jobs[number])}", file=sys.stderr, flush=True)
+
+    results = launch(launcher, jobs, done)
+    print_results(jobs, results)
+    return max([OK, *(result.status for result in results if result is not None)])
 
 
 def _check_jobs(jobs: list[list[str]]) -> None:
@@ -189,17 +196,6 @@ def _check_jobs(jobs: list[list[str]]) -> None:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(problems)
-
-
-def _in_own_process(overrides: list[str]) -> int:
-    """A run of a sweep: TensorFlow gives memory and state back only when its process ends.
-
-    Returns:
-        Its exit status; 128 + n when signal n killed it.
-    """
-    with subprocess.Popen((sys.executable, "-m", "tlearn.train", *overrides)) as process, signals_go_to(process):
-        status = process.wait()
-    return status if status >= 0 else 128 - status
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,11 @@ from rich.text import Text
 from tlearn.errors import visible
 
 if TYPE_CHECKING:
+    from tlearn.train.launch import JobResult
     from tlearn.train.plan import Plan
 
 _PLAIN_WIDTH = 100
+_RESULTS = ("val_accuracy", "val_auc", "val_loss", "test_accuracy")
 
 
 class Terminal:
@@ -146,6 +148,29 @@ def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> 
 def print_plan(plan: Plan) -> None:
     """The plan on standard output."""
     Console(highlight=False, markup=False).print(plan_table(plan))
+
+
+def print_results(jobs: Sequence[Sequence[str]], results: Sequence[JobResult | None]) -> None:
+    """The runs of a multirun and what came of them, on standard error: a row each, with what tells them apart."""
+    Console(stderr=True, highlight=False, markup=False).print(results_table(jobs, results))
+
+
+def results_table(jobs: Sequence[Sequence[str]], results: Sequence[JobResult | None]) -> Table:
+    """A row for each run: what is not the same in all of them, its status and metrics."""
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    different = [[text for text in job if not all(text in other for other in jobs)] for job in jobs]
+    keys = list(dict.fromkeys(text.partition("=")[0] for job in different for text in job))
+    shown = [name for name in _RESULTS if any(result and name in result.summary for result in results)]
+    for name in ("run", *keys, "status", *shown, "seconds"):
+        table.add_column(name, justify="left" if name in (*keys, "status") else "right", overflow="fold")
+    for number, (texts, result) in enumerate(zip(different, results, strict=True), start=1):
+        values = dict(text.partition("=")[::2] for text in texts)
+        summary = result.summary if result else {}
+        status = str(summary.get("status", f"exit status {result.status}" if result else "not started"))
+        metrics = [f"{summary[name]:.4g}" if name in summary else "" for name in shown]
+        seconds = f"{result.seconds:.1f}" if result else ""
+        table.add_row(str(number), *(values.get(key, "") for key in keys), status, *metrics, seconds)
+    return table
 
 
 def plan_text(plan: Plan) -> str:
