@@ -112,7 +112,7 @@ def load_sweep(overrides: Sequence[str]) -> Sweep:
         raise ConfigError([*problems, *error.problems]) from None
     folder = Path(settings.dir or f"sweeps/{settings.name}").expanduser().absolute()
     sweep = Sweep(settings, space, tuple(lines), config, folder)
-    problems += _check_runs(sweep)
+    problems = problems or _check_runs(sweep)  # composing runs takes a second or two
     if problems:
         raise ConfigError(problems)
     return sweep

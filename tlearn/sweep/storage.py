@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from tlearn.errors import Problem, UserError
 
 LOCK_SECONDS = 30.0
 """How long another process may hold a database before it counts as locked."""
+
+
+_ATTEMPTS = 10
 
 
 class StorageError(UserError):
@@ -44,7 +48,23 @@ def open_storage(url: str) -> Any:
         if url.endswith(".journal"):
             return _journal(Path(url).expanduser())
         options = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite:") else {"pool_pre_ping": True}
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        return _database(url, options)
+
+
+def _database(url: str, options: dict[str, Any]) -> Any:
+    """A database with its tables; workers that begin at the same time meet while they make them."""
+    import optuna
+    import sqlalchemy.exc
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except sqlalchemy.exc.DBAPIError as error:
+            met = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
+            if not met or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.2)
+    raise AssertionError
 
 
 def _journal(path: Path) -> Any:

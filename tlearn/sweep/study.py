@@ -5,8 +5,8 @@ Three rules keep the trials right, whenever a process is killed:
 1. **The budget.** Optuna numbers trials one by one, for all workers. A trial belongs to the budget when fewer trials
    than the budget has *count* among those with smaller numbers: those that run, wait or have ended. Whoever began one
    too many gives it back, so that two workers never share a place and none is left empty.
-2. **The lease.** Who runs a trial holds a lock of the kernel on a file of its own, which ends with the process, and
-   counts up in the trial. A trial is lost when its lock can be had, or, where the file is not in sight (another
+2. **The lease.** A worker holds a lock of the kernel on a file of its own, which ends with the process, and counts
+   up in the trial that it runs. A trial is lost when its lock can be had, or, where the file is not in sight (another
    machine), when its count has stood still for ``LOST_SECONDS`` of this process' own clock.
 3. **The result.** It is in the run folder before it is in the study. A lost trial whose run had ended is entered with
    it; any other one waits to be tried again with the same values. Of two that end the same trial the first counts.
@@ -190,6 +190,15 @@ class SharedStudy:
 
     # --- a trial of this worker --------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold this worker's lease. Where it ends with an error, so does its trial: the file stays, and is free."""
+        path = self._leases / f"{self._worker}.lock"
+        with open(path, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+            path.unlink(missing_ok=True)
+
     def claim(self) -> Claim | None:
         """Begin a trial: one that waits to be tried again, or a new one. None where the budget has no place for it."""
         taken = self.trials()
@@ -206,9 +215,8 @@ class SharedStudy:
         return Claim(trial, trial.number, values)
 
     @contextlib.contextmanager
-    def holding(self, claim: Claim) -> Iterator[None]:
-        """Hold the lease of a trial."""
-        path = self._leases / f"{self._worker}.lock"
+    def beating(self, claim: Claim) -> Iterator[None]:
+        """Give signs of life while a trial runs."""
         ended = threading.Event()
 
         def beat() -> None:
@@ -218,16 +226,13 @@ class SharedStudy:
                 with contextlib.suppress(Exception):  # a storage that is away for a moment is not the trial's fault
                     claim.trial.set_user_attr("beat", count)
 
-        with open(path, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            thread = threading.Thread(target=beat, daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                ended.set()
-                thread.join()
-                path.unlink(missing_ok=True)
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def end(
         self, claim: Claim, values: list[float] | None, *, error: str | None = None, diverged: str | None = None
@@ -277,12 +282,19 @@ class SharedStudy:
         if worker == self._worker:
             return False
         lease = self._leases / f"{worker}.lock"
+        if not worker and self._sweep.settings.storage is None and not self._others():
+            return True  # killed before it could say whose it is
         if worker and lease.is_file():
             return _is_free(lease)
         count, now = int(trial.user_attrs.get("beat", 0)), time.monotonic()
         seen, since = self._beats.get(trial.number, (-1, now))
         self._beats[trial.number] = (count, since if seen == count else now)
         return now - self._beats[trial.number][1] > LOST_SECONDS
+
+    def _others(self) -> list[Path]:
+        """Leases in sight that somebody else holds."""
+        own = f"{self._worker}.lock"
+        return [path for path in self._leases.iterdir() if path.name != own and not _is_free(path)]
 
     def _take_over(self, trial: FrozenTrial) -> bool:
         """End a lost trial with what its run left. False where another worker was faster."""
@@ -314,10 +326,11 @@ class SharedStudy:
 
         retries = int(trial.user_attrs.get("retries", 0)) + (1 if lost else 0)
         first = trial.user_attrs.get("retry_of", trial.number)
+        drawn = "run" in trial.user_attrs  # else it was killed while its values were chosen: they are chosen anew
         again = optuna.create_trial(
             state=optuna.trial.TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
+            params=trial.params if drawn else {},
+            distributions=trial.distributions if drawn else {},
             user_attrs={"retries": retries, "retry_of": first},
             system_attrs={key: value for key, value in trial.system_attrs.items() if key.startswith(("nsga", "cma"))},
         )

@@ -48,6 +48,10 @@ class Worker:
             UserError: too many trials failed.
             StorageError: the storage cannot be used any more.
         """
+        with self._study.working():
+            return self._work()
+
+    def _work(self) -> bool:
         said_waiting = False
         while True:
             for number in self._study.reclaim():
@@ -73,7 +77,7 @@ class Worker:
         begin = time.monotonic()
         self._display.started(claim, claim.trial.user_attrs.get("retry_of"))
         folder = self._study.run_folder(claim.number)
-        with self._study.holding(claim):
+        with self._study.beating(claim):
             overrides = [*self._sweep.overrides(claim.values, folder), "log.progress=false"]
             ended = self._run(overrides, self._logs / f"{claim.number:04d}.txt", self._reporter(claim))
             if ended.status == STOPPED:
