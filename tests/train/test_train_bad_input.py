@@ -376,7 +376,7 @@ def test_resuming_with_changed_data(refused: Callable[..., str], finished_and_st
     content, files = file.read_bytes(), everything(stopped)
     Image.new("RGB", (16, 16)).save(file)
     try:
-        refused(f"resume={stopped}", says=("manifest.json: hash", "the data changed"))
+        refused(f"resume={stopped}", says=("a/0.png", "altered", "is not what the run began with", "backbone.weights="))
     finally:
         file.write_bytes(content)
     assert everything(stopped) == files
@@ -388,7 +388,8 @@ def test_resuming_with_a_changed_plan(refused: Callable[..., str], finished_and_
     config.write_text(kept.replace("epochs: 2.0", "epochs: 3.0"))
     assert config.read_text() != kept
     try:
-        refused(f"resume={finished_and_stopped[1]}", says=("plan.json", "the plan changed"))
+        says = ("stages.0.steps: was 8, is 12", "config.schedule.stages.0.epochs: was 2.0, is 3.0", "undo the change")
+        refused(f"resume={finished_and_stopped[1]}", says=says)
     finally:
         config.write_text(kept)
 

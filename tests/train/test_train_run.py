@@ -36,6 +36,7 @@ FILES = {
     "plan.json",
     "environment.json",
     "manifest.json",
+    "files.parquet",
     "metrics.jsonl",
     "log.txt",
     "summary.json",

@@ -18,17 +18,19 @@ import numpy as np
 from tlearn.backbones import get_spec
 from tlearn.backbones.weights import locate_weights
 from tlearn.config import ClassWeights, Config, DataCache, LogConfig
-from tlearn.data import Data, FirstSquares, PixelCache, Split, checked_meanwhile, index_data
+from tlearn.data import Data, FirstSquares, PixelCache, checked_meanwhile, index_data
 from tlearn.errors import ConfigError, DataError, Problem, UserError, did_you_mean
 from tlearn.train.checks import check_config
 from tlearn.train.cluster import cluster_of, meet
 from tlearn.train.console import Terminal, plan_table
 from tlearn.train.environment import prepare_process
+from tlearn.train.fingerprint import write_fingerprint
 from tlearn.train.first_pixels import first_squares
 from tlearn.train.losses import metric_names
 from tlearn.train.run import Run, resolve_weights
 from tlearn.train.stopping import resume_command
 from tlearn.train.storage import explained
+from tlearn.train.unchanged import check_unchanged, manifest, plain
 
 if TYPE_CHECKING:
     from tlearn.train.classifier import Classifier
@@ -136,8 +138,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         with run.beginning():
             stack.enter_context(run.locked())
-            facts = manifest(prepared.data), _weights_identity(config), prepared.plan.as_dict()
-            run.write_inputs(_absolute(config), given, *facts)
+            _write_inputs(run, _absolute(config), given, prepared)
         stack.enter_context(explained(run.path, how_to_go_on(run)))
         return _train(run, prepared, terminal, should_stop, on_epoch, resuming=False)
 
@@ -166,11 +167,22 @@ def resume(
     with explained(run.path, how_to_go_on(run)), run.locked():
         _refuse_finished(run)  # now that nobody else can be finishing it
         prepared = prepare(config, start=True)
-        _check_unchanged(run, prepared)
+        check_unchanged(run, config, prepared.data, prepared.plan.as_dict())
         _check_alike(prepared)
         should_stop()
         run.sweep()
         return _train(run, prepared, terminal, should_stop, None, resuming=True)
+
+
+def _write_inputs(run: Run, config: Config, overrides: list[str] | None, prepared: Prepared) -> None:
+    run.write_inputs(
+        config,
+        overrides,
+        manifest=manifest(prepared.data),
+        weights=weights_identity(config),
+        plan=prepared.plan.as_dict() | {"config": plain(config)},
+        files=lambda path: write_fingerprint(path, prepared.data.table),
+    )
 
 
 def _refuse_finished(run: Run) -> None:
@@ -256,21 +268,6 @@ def image_size(config: Config) -> int:
     return config.backbone.image_size or get_spec(config.backbone.name).image_size
 
 
-def manifest(data: Data) -> dict[str, Any]:
-    """What the data of a run is: a hash over names, labels, splits and files, the classes, and their counts."""
-    table = data.table
-    counts = {split.name: table.counts(split).tolist() for split in (Split.train, Split.val, Split.test)}
-    return {
-        "hash": table.manifest_hash(),
-        "source": data.source.where,
-        "images": len(table),
-        "classes": list(table.classes),
-        "multi_label": table.multi_label,
-        "counts": counts,
-        "left_out": [[entry.path, entry.reason] for entry in data.report.unreadable],
-    }
-
-
 def _outputs(config: Config, data: Data) -> int:
     """Number of the head's outputs. Raises ConfigError when they are fewer than the data's classes."""
     present, wanted = len(data.table.classes), config.head.classes
@@ -297,7 +294,7 @@ def _check_against_data(config: Config, data: Data, classes: int) -> None:
         PixelCache(len(data.table), image_size(config))  # refuses what the machine has no memory for
 
 
-def _weights_identity(config: Config) -> dict[str, Any]:
+def weights_identity(config: Config) -> dict[str, Any]:
     """Which weights a run begins with: their file and its SHA-256."""
     backbone = config.backbone
     file = locate_weights(
@@ -372,21 +369,3 @@ def _absolute(config: Config) -> Config:
         data=replace(config.data, path=resolved(config.data.path), root=resolved(config.data.root)),
         cache=replace(config.cache, dir=resolved(config.cache.dir)),
     )
-
-
-def _check_unchanged(run: Run, prepared: Prepared) -> None:
-    """Refuse to go on with other data or another plan than the run began with."""
-    data = json.loads(json.dumps(manifest(prepared.data)))
-    problems = [
-        Problem(f"manifest.json: {key}", f"the data changed: was {value!r}, is {data.get(key)!r}"[:400])
-        for key, value in run.manifest.items()
-        if key != "source" and data.get(key) != value  # where it lies may be said in another way
-    ]
-    now = json.loads(json.dumps(prepared.plan.as_dict()))
-    problems += [
-        Problem(f"plan.json: {key}", f"the plan changed: was {value!r}, is {now.get(key)!r}"[:400])
-        for key, value in run.plan.items()
-        if now.get(key) != value
-    ]
-    if problems:
-        raise UserError(problems)

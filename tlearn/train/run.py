@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ class Run:
         self.plan_file = path / "plan.json"
         self.environment_file = path / "environment.json"
         self.manifest_file = path / "manifest.json"
+        self.files_file = path / "files.parquet"
         self.metrics_file = path / "metrics.jsonl"
         self.log_file = path / "log.txt"
         self.summary_file = path / "summary.json"
@@ -147,14 +148,17 @@ class Run:
         self,
         config: Config,
         overrides: list[str] | None,
+        *,
         manifest: Mapping[str, Any],
         weights: Mapping[str, Any],
         plan: Mapping[str, Any],
+        files: Callable[[Path], None],
     ) -> None:
         """Write what the run is made from, everything needed to repeat it, and what it will do."""
         write_atomic(self.overrides_file, yaml.safe_dump(overrides).encode())
         self._write_json(self.environment_file, {"run_format": FORMAT} | environment() | {"weights": weights})
         self._write_json(self.manifest_file, manifest)
+        files(self.files_file)
         self._write_json(self.plan_file, plan)
         # Last: a folder with a config has all the others too.
         write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
