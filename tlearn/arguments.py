@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 import yaml
@@ -134,6 +133,8 @@ def network_and_paths(
 
 def _run_opener(run: str, max_pixels: int | None) -> Callable[[], Network]:
     def opener() -> Network:
+        from dataclasses import replace
+
         from tlearn.opening import load
 
         network = load(run)
@@ -194,10 +195,12 @@ def run_command(
         stopped: what to say when it was interrupted.
     """
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides
+    arguments = parser.parse_intermixed_args(argv)
     try:
-        return command(parser.parse_intermixed_args(argv))
+        return command(arguments)
     except UserError as error:
-        error.problems = tuple(dict.fromkeys(map(_in_options, error.problems)))
+        bare = getattr(arguments, "backbone", None) is not None
+        error.problems = tuple(dict.fromkeys(_in_options(problem, bare) for problem in error.problems))
         print_problems(error)
         return USER_ERROR
     except BrokenPipeError:
@@ -210,16 +213,26 @@ def run_command(
 
 
 _LARGER = "--max-pixels N lets larger images in"
+_OF_BACKBONE = (
+    *(("backbone.name=", "--backbone "), ("backbone.name", "--backbone")),
+    *(("backbone.weights=", "--weights "), ("backbone.weights", "--weights")),
+    *(("backbone.image_size=", "--image-size "), ("backbone.image_size", "--image-size")),
+    *(("backbone.alpha=", "--alpha "), ("backbone.alpha", "--alpha")),
+    *(("backbone.depth_multiplier=", "--depth-multiplier "), ("backbone.depth_multiplier", "--depth-multiplier")),
+)
 
 
-def _in_options(problem: Problem) -> Problem:
-    """What is wrong with an image, in the words of these commands instead of a run's config."""
+def _in_options(problem: Problem, bare: bool) -> Problem:
+    """A problem with an image, or with a bare backbone, in the words of these commands instead of a run's config."""
     what, fix = in_options(problem.what), problem.fix
     if what != problem.what:
         fix = _LARGER
     elif "data.on_error" in fix:
         fix = ""
-    return replace(problem, what=what, fix=fix)
+    where = problem.where
+    for key, option in _OF_BACKBONE if bare else ():
+        where, what, fix = (text.replace(key, option) for text in (where, what, fix))
+    return Problem(where, what, fix)
 
 
 def in_options(text: str) -> str:
