@@ -259,10 +259,12 @@ class Network:
         Yields:
             The batch and a float32 array (b, ...) for each output, where b images of it could be read.
         """
+        import tensorflow as tf
+
         function = self._function(outputs, engine)
         for batch in batches(images, self.reading, batch_size=batch_size, start=start):
             if len(batch.rows):
-                yield batch, [value.numpy() for value in function(batch.pixels.astype(np.float32))]
+                yield batch, [value.numpy() for value in function(tf.constant(batch.pixels, tf.float32))]
             else:  # some operations cannot take an empty batch
                 yield batch, [np.empty((0, *output.shape[1:]), np.float32) for output in outputs]
 
@@ -285,7 +287,7 @@ class Network:
             def function(pixels: Any) -> list[Any]:
                 return [tf.cast(value, tf.float32) for value in compute(tf.cast(pixels, image.dtype))]
 
-            self._functions[key] = function
+            self._functions[key] = function.get_concrete_function()  # asked for it, TensorFlow counts no retracing
         return self._functions[key]
 
     @cached_property

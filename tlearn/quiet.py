@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from typing import Any, cast
 
 from tlearn.errors import UserError
 
@@ -36,11 +37,12 @@ def hidden_output(*descriptors: int, python: bool = True) -> Iterator[None]:
     _flush()
     kept = {number: os.dup(number) for number in descriptors}
     stderr = sys.stderr
+    shown = _StandardError(stderr)
     with tempfile.TemporaryFile() as sink, os.fdopen(os.dup(2), "w", buffering=1) as visible:
         for number in descriptors:
             os.dup2(sink.fileno(), number)
         if not python and _is_descriptor_2(stderr):
-            sys.stderr = visible
+            shown.stream, sys.stderr = visible, cast(Any, shown)
         try:
             yield
         except Exception as error:
@@ -51,10 +53,20 @@ def hidden_output(*descriptors: int, python: bool = True) -> Iterator[None]:
             raise
         finally:
             _flush()
-            sys.stderr = stderr
+            shown.stream = sys.stderr = stderr
             for number, original in kept.items():
                 os.dup2(original, number)
                 os.close(original)
+
+
+class _StandardError:
+    """Stands for a stream that changes: loggers made meanwhile keep hold of what they find as standard error."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def _is_descriptor_2(stream: object) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,3 +253,24 @@ def test_no_traceback_reaches_the_user(
     altered: Callable[[str, Any], Path], pictures: Path, run_cli: Callable[..., Any]
 ) -> None:
     run_cli("predict", altered("summary.json", None), pictures).assert_user_error("has not finished")
+
+
+SESSION = """
+import sys
+import numpy as np
+import tlearn
+
+network = tlearn.load(sys.argv[1])
+for layer in range(3, 12):
+    network.features(np.zeros((1, 32, 32, 3), np.uint8), layer)
+import tensorflow as tf
+tf.get_logger().warning("seen")
+"""
+
+
+def test_a_session_hears_what_tensorflow_has_to_say(digits_run: Path, tmp_path: Path) -> None:
+    """No complaint about asking for many layers; and its loggers, made while standard error was hidden, can write."""
+    environment = os.environ | {"PYTHONPATH": str(Path(tlearn.__file__).parent.parent)}
+    command = [sys.executable, "-c", SESSION, str(digits_run)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["WARNING:tensorflow:seen"]
