@@ -84,7 +84,8 @@ def faulty_disk(top: Path, refuses: Callable[[Point], bool], number: int = errno
     def ask(kind: str, path: Any) -> None:
         point = named(path)
         if point is not None and refuses(Point(kind, point.path, point.lines)):
-            raise OSError(number, os.strerror(number), path if isinstance(path, int) else os.fsdecode(path))
+            name = () if isinstance(path, int) else (os.fsdecode(path),)  # a descriptor's error names no file
+            raise OSError(number, os.strerror(number), *name)
 
     class Raw(io.FileIO):
         def write(self, data: Any) -> int:

@@ -53,7 +53,7 @@ class MetricsLog:
     def sync(self) -> None:
         """Make the records durable: a state that is saved must never outlive those of its steps."""
         if self._path.is_file():
-            with open(self._path, "rb") as file:
+            with naming(self._path), open(self._path, "rb") as file:
                 os.fsync(file.fileno())
 
 
