@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -15,12 +15,14 @@ from tlearn.config import Config
 from tlearn.data import Data, Reading, fingerprint
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
+from tlearn.train.distribution import Devices
 from tlearn.train.engine import Compute, Extractor, planned_engine, prefix_function
 from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, cache_folder
 from tlearn.train.feature_key import feature_key, prefix_hash
 from tlearn.train.feature_plan import is_augmented, layouts_of, tensor_names, views_of
 from tlearn.train.first_pixels import images_hash
 from tlearn.train.frontier import Frontier, find_frontier
+from tlearn.train.shards import Shards
 from tlearn.train.stopping import Interrupted
 from tlearn.train.streams import EXTRACTION_BATCH, Streams, guarded
 
@@ -70,6 +72,7 @@ class FeatureMaker:
         streams: where images come from.
         terminal: where to say what is done.
         should_stop: asked between batches of images.
+        devices: whose workers share the passes over the images, where they share the cache.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class FeatureMaker:
         streams: Streams,
         terminal: Terminal,
         should_stop: Callable[[], bool] = lambda: False,
+        devices: Devices | None = None,
     ) -> None:
         self._config = config
         self._data = data
@@ -91,6 +95,9 @@ class FeatureMaker:
         self._should_stop = should_stop
         self._cache = FeatureCache(cache_folder(config.cache), config.cache.max_gb * 1e9)
         self._open: dict[str, Features] = {}
+        self._devices = devices or Devices()
+        self._shards = Shards(self._devices, self._cache)
+        self._shared = False
 
     def stage(self, index: int) -> StageFeatures | None:
         """Features of a stage; None where it streams. Those of other stages are let go.
@@ -110,9 +117,10 @@ class FeatureMaker:
         train, val = wanted = self._wanted(frontier, prefix)
         self._close_all_but({train.key, val.key})
         try:
-            if self._open_all(wanted):
+            if not self._devices.any(not self._open_all(wanted)):
                 self._say(f"features are in the cache: {_megabytes(wanted)}")
             else:
+                self._shared = self._shards.are_used()
                 self._make(index, wanted)
                 if not self._open_all(wanted):
                     raise OSError("they do not stay there")
@@ -179,9 +187,49 @@ class FeatureMaker:
         extractor = self._extractor(wanted)
         for split in ("train", "val"):
             missing = {entry.key: entry for entry in wanted if entry.split == split and not self._cache.has(entry.key)}
-            if missing:
+            if self._shared:
+                keys = self._devices.chief_says(lambda: list(missing))  # noqa: B023, called at once
+                entries = {entry.key: entry for entry in wanted if entry.key in keys}
+                if entries:
+                    self._extract_shards(split, list(entries.values()), extractor)
+            elif missing:
                 with self._writers(list(missing.values())) as writers:
                     self._extract(split, writers, extractor)
+
+    def _extract_shards(self, split: str, entries: list[_Wanted], extractor: Callable[[Any], dict[int, Any]]) -> None:
+        """One pass over the images of a split by all workers; what one of them cannot do, none of them has done."""
+        rows, index = self._rows(split), self._devices.plan.index
+        first, stop = self._shards.bounds(len(rows))[index]
+        shards = []
+        for entry in entries:
+            key, layout = self._shards.shard(entry.key, entry.layout, len(rows), index)
+            about = f"share {index + 1} of {self._devices.plan.workers}: {entry.about}"
+            shards.append(replace(entry, key=key, layout=layout, about=about))
+
+        def write() -> None:
+            if stop > first:
+                with self._writers(shards) as writers:
+                    self._extract(split, writers, extractor, rows[first:stop])
+
+        def join() -> None:
+            with self._writers(entries) as writers:
+                for entry, writer in writers:
+                    self._shards.join(entry.key, entry.layout, len(rows), writer)
+
+        self._together(write)
+        self._together(join if self._devices.is_chief else lambda: None)
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Do something on all workers. Raises OSError or Interrupted on all of them when one of them does."""
+        failed: OSError | Interrupted | None = None
+        try:
+            work()
+        except (OSError, Interrupted) as error:
+            failed = error
+        if self._devices.any(isinstance(failed, Interrupted)):
+            raise Interrupted
+        if self._devices.any(failed is not None):
+            raise failed or OSError("another worker cannot keep its share")
 
     @contextlib.contextmanager
     def _writers(self, entries: list[_Wanted]) -> Iterator[list[tuple[_Wanted, Writer]]]:
@@ -219,12 +267,16 @@ class FeatureMaker:
         return lambda images: dict(zip(tensors, compute(images), strict=True))
 
     def _extract(
-        self, split: str, writers: list[tuple[_Wanted, Writer]], extractor: Callable[[Any], dict[int, Any]]
+        self,
+        split: str,
+        writers: list[tuple[_Wanted, Writer]],
+        extractor: Callable[[Any], dict[int, Any]],
+        rows: Any = None,
     ) -> None:
-        """One pass over the images of a split that writes all entries."""
+        """One pass over the images of a split, or some rows of it, that writes all entries."""
         if not writers:
             return
-        rows = self._rows(split)
+        rows = self._rows(split) if rows is None else rows
         views = views_of(self._config) if self._is_changed(split) else 0
         self._say(f"features of {len(rows):,} {split} images: {_megabytes([entry for entry, _ in writers])}, one pass")
         steps = math.ceil(len(rows) / EXTRACTION_BATCH) * max(views, 1)

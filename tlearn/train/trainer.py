@@ -94,7 +94,9 @@ class Trainer:
         self._evaluate = make_evaluation(classifier.model, plan)
         self._kept: KeptValidation | None = None
         self._status = StatusFile(run, plan)
-        self._features = FeatureMaker(config, data, classifier, plan.stages, self._streams, terminal, should_stop)
+        self._features = FeatureMaker(
+            config, data, classifier, plan.stages, self._streams, terminal, should_stop, self._devices
+        )
 
     def run(self) -> dict[str, Any]:
         """Train through all stages from where the run stands, and finish the folder.
@@ -245,8 +247,19 @@ class Trainer:
         return session
 
     def _features_of(self, index: int) -> StageFeatures | None:
+        """Features of a stage on all workers, or on none: where one has no room for them, all of them stream."""
+        features, stops = None, False
         with memory_guard(self._config.data.batch_size, of_features=True):
-            return self._features.stage(index)
+            try:
+                features = self._features.stage(index)
+            except Interrupted:
+                stops = True
+        if self._devices.any(stops):
+            raise Interrupted
+        if self._devices.any(features is None):
+            self._features.close()
+            return None
+        return features
 
     def _restore(self, take_up: Callable[[], None]) -> None:
         try:
