@@ -10,6 +10,7 @@ NAMES = (
     "pipeline",
     "overhead",
     "memory",
+    "scale",
     "full",
     "sweep",
     "classic",

@@ -69,8 +69,8 @@ def test_the_others_run(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flowers", "embedded"])
-def test_what_measures_accuracy_runs(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["scale", "flowers", "embedded"])
+def test_what_compares_nothing_runs(name: str, tmp_path: Path) -> None:
     quick(name, tmp_path)
 
 
@@ -136,5 +136,5 @@ def test_kept_results_are_not_those_of_the_quick_mode() -> None:
 
 def test_every_benchmark_is_described() -> None:
     described = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    for name in ["pipeline", *COMPARING, "flowers", "embedded"]:
+    for name in ["pipeline", *COMPARING, "scale", "flowers", "embedded"]:
         assert f"`{name}`" in described
