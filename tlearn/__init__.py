@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tlearn.network import Network
     from tlearn.opening import backbone, load
     from tlearn.train.api import fit, make_plan, open_run, resume
+    from tlearn.train.reproduction import reproduce
     from tlearn.train.run import Run
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ _LAZY = {
     "register_backbone": "tlearn.backbones",
     "register_head": "tlearn.heads",
     "register_source": "tlearn.data",
+    "reproduce": "tlearn.train.reproduction",
     "resume": "tlearn.train.api",
 }
 
@@ -96,6 +98,7 @@ __all__ = [
     "register_backbone",
     "register_head",
     "register_source",
+    "reproduce",
     "resume",
 ]
 

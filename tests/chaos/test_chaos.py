@@ -156,6 +156,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def kill_moments(moments: random.Random, seconds: float) -> Iterator[dict[str, Any]]:
     """When, or where, one attempt after the other is killed: all kinds in turn, in an order of chance."""
+    yield {"at": ("features", moments.randint(1, 5)), "after": 1.2 * seconds}  # later they are there already
     while True:
         places = ["time", "time", "time", "write", "before rename", "after rename", "features", "end"]
         moments.shuffle(places)

@@ -64,7 +64,7 @@ def check_unchanged(run: Run, config: Config, data: Data, plan: dict[str, Any]) 
         *differences_of_plans(before, plain(plan)),
         *((f"config.{key}", was, now) for key, was, now in differences_of_configs(before.get("config", {}), config)),
     ]
-    problems += [Problem(key, f"was {_shown(was)}, is {_shown(now)}") for key, was, now in differences[:_SHOWN]]
+    problems += [Problem(key, f"was {shown(was)}, is {shown(now)}") for key, was, now in differences[:_SHOWN]]
     if differences:
         fix = f"undo the change; for a new run from these weights: backbone.weights={run.path}"
         what = f"{len(differences)} values of the plan are not those the run began with"
@@ -88,6 +88,9 @@ def differences_of_configs(before: dict[str, Any], config: Config) -> list[Diffe
 MISSING = object()
 """Stands for a key that is not there."""
 
+TOUCHED = "written anew"
+"""What is said of files that changed in nothing but their time."""
+
 
 def differing(was: Any, now: Any, where: str = "") -> Iterator[Difference]:
     """The leaves in which two pieces of plain data differ; a list of plain values is one."""
@@ -107,7 +110,7 @@ def _is_list_of_dicts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in a few words."""
     if value is MISSING:
         return "nothing"
@@ -128,9 +131,9 @@ def _data_problems(run: Run, data: Data) -> list[Problem]:
         return []
     problems = _changed_files(run, data, before) if "hash" in keys else []
     left_out = differing({"left_out": before.get("left_out")}, {"left_out": now["left_out"]})
-    problems += [Problem(key, f"was {_shown(was)}, is {_shown(is_now)}") for key, was, is_now in left_out]
+    problems += [Problem(key, f"was {shown(was)}, is {shown(is_now)}") for key, was, is_now in left_out]
     if before.get("classes") != now["classes"]:
-        problems.append(Problem("classes", f"were {_shown(before.get('classes'))}, are {_shown(now['classes'])}"))
+        problems.append(Problem("classes", f"were {shown(before.get('classes'))}, are {shown(now['classes'])}"))
     fix = f"bring the data back as it was; for a new run from these weights: backbone.weights={run.path}"
     return [*problems, Problem("data", f"{data.source.where} is not what the run began with", fix)]
 
@@ -154,7 +157,7 @@ def kinds(changes: Changes) -> dict[str, Rows]:
         "gone": changes.gone,
         "added": changes.added,
         "altered": changes.altered,
-        "written anew": changes.touched,
+        TOUCHED: changes.touched,
         "relabelled": changes.relabelled,
         "moved to another split": NONE if changes.gone.count or changes.added.count else changes.moved,
     }
