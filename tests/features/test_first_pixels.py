@@ -54,7 +54,7 @@ def test_squares_are_those_that_would_be_read(configure: Callable[..., Any], ove
     config = configure(*overrides)
     data = index_data(config.data, image_size=16, seed=1)
     reading, rows = Reading.of(config.data, 16), np.arange(24)
-    squares = FirstSquares(reading, rows.tolist())
+    squares = FirstSquares(reading, rows)
     check_images(data.source, rows, mode=config.data.check, keep=squares)
     expected = Loader(data.source, reading).batch(rows)[0]
     np.testing.assert_array_equal(np.stack([squares.get(row) for row in range(24)]), expected)
@@ -64,7 +64,7 @@ def test_squares_are_those_that_would_be_read(configure: Callable[..., Any], ove
 def test_only_as_many_as_the_bound_allows(configure: Callable[..., Any]) -> None:
     config = configure()
     data = index_data(config.data, image_size=16, seed=1)
-    squares = FirstSquares(Reading.of(config.data, 16), [9, 2, 5], most_bytes=2 * 16 * 16 * 3 + 1)
+    squares = FirstSquares(Reading.of(config.data, 16), np.array([9, 2, 5]), most_bytes=2 * 16 * 16 * 3 + 1)
     check_images(data.source, np.arange(24), mode=config.data.check, keep=squares)
     assert [row for row in range(24) if squares.get(row) is not None] == [2, 9]
 
@@ -105,7 +105,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
     prepared: list[Any] = []
     prepare = api.prepare
     monkeypatch.setattr(trainer, "finish", lambda *args, **keywords: {})
-    monkeypatch.setattr(api, "prepare", lambda config: prepared.append(prepare(config)) or prepared[-1])
+    monkeypatch.setattr(
+        api, "prepare", lambda config, **keywords: prepared.append(prepare(config, **keywords)) or prepared[-1]
+    )
 
     def train(config: Any) -> Any:
         tf.config.run_functions_eagerly(True)

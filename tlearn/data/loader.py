@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class PixelCache:
 class FirstSquares:
     """Squares of images that the check has decoded, up to a bound, for whoever reads them first. Thread-safe.
 
-    Each is given once and then forgotten: nothing of them is held while a run trains.
+    Each is given once and then forgotten: once all have been read, nothing of them is held.
 
     Args:
         reading: how an image becomes a square.
@@ -63,15 +62,16 @@ class FirstSquares:
         most_bytes: of all that are kept.
     """
 
-    def __init__(self, reading: Reading, rows: Sequence[int], most_bytes: int = 2**28) -> None:
+    def __init__(self, reading: Reading, rows: Rows, most_bytes: int = 2**28) -> None:
         self._reading = reading
-        self._rows = set(rows[: most_bytes // (reading.image_size**2 * 3)])
+        self._wanted = np.zeros(int(rows.max(initial=-1)) + 1, np.bool_)
+        self._wanted[rows[: most_bytes // (reading.image_size**2 * 3)]] = True
         self._squares: dict[int, Pixels] = {}
         self.excess = reading.excess
 
     def wants(self, row: int) -> bool:
         """Whether the image of a row is one of those that are kept."""
-        return row in self._rows
+        return row < len(self._wanted) and bool(self._wanted[row])
 
     def take(self, row: int, image: Image.Image) -> None:
         """Keep the square of an image."""

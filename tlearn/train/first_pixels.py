@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+
 from tlearn.config import Config, DataCache
 from tlearn.data import Data, FileSource, FirstSquares, Reading, fingerprint
 from tlearn.train.feature_cache import FeatureCache, cache_folder
@@ -25,7 +27,7 @@ def first_squares(config: Config, data: Data, image_size: int) -> FirstSquares |
     reading = Reading.of(config.data, image_size)
     if FeatureCache(cache_folder(config.cache)).has_features_of(images_hash(data, reading)):
         return None
-    return FirstSquares(reading, [*data.train.tolist(), *data.val.tolist()])
+    return FirstSquares(reading, np.concatenate([data.train, data.val]))
 
 
 def images_hash(data: Data, reading: Reading) -> str:
