@@ -81,7 +81,17 @@ def test_every_room_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["tlearn", "tlearn.config", "tlearn.backbones", "tlearn.heads", "tlearn.data", "tlearn.compose"]
+    "module",
+    [
+        "tlearn",
+        "tlearn.config",
+        "tlearn.backbones",
+        "tlearn.heads",
+        "tlearn.data",
+        "tlearn.compose",
+        "tlearn.train.command",
+        "tlearn.train.api",  # whose prepare() imports TensorFlow beside the check of images, and quietly
+    ],
 )
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"

@@ -237,9 +237,8 @@ def _train(
 
 def _train_for_chief(prepared: Prepared, terminal: Terminal, should_stop: Callable[[], bool], *, resuming: bool) -> Run:
     """Train as a worker beside the chief, who has the run's folder; what is recorded here goes to one that vanishes."""
-    from tlearn.train.distribution import WorkerLost
     from tlearn.train.memory import OutOfMemory
-    from tlearn.train.stopping import NumericalFault, Stopped
+    from tlearn.train.stopping import NumericalFault, Stopped, WorkerLost
 
     path = Path(prepared.devices.chief_says(str))
     terminal.print(f"worker {prepared.devices.plan.index} of run {path}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError, did_you_mean
 from tlearn.train.memory import OutOfMemory
-from tlearn.train.stopping import NumericalFault, Stopped, StopSignal, resume_command
+from tlearn.train.stopping import NumericalFault, Stopped, StopSignal, WorkerLost, resume_command
 
 if TYPE_CHECKING:
     from tlearn.train.trainer import OnEpoch
@@ -92,7 +92,6 @@ def _execute(config: Config, overrides: list[str], stop: StopSignal, on_epoch: O
         check_config(config)  # before anything slow is imported
     from tlearn.train.api import fit, resume  # TensorFlow is imported while images are looked at
     from tlearn.train.console import Terminal
-    from tlearn.train.distribution import WorkerLost
 
     terminal = Terminal(config.log.progress)
     try:

@@ -36,22 +36,13 @@ from tlearn.config import Config, Strategy
 from tlearn.data.pipeline import part_bounds
 from tlearn.errors import ConfigError, Problem
 from tlearn.train.cluster import Cluster, cluster_of
+from tlearn.train.stopping import WorkerLost
 
 T = TypeVar("T")
 
 _REGISTER_SECONDS = 120  # they have met already: this is the start of TensorFlow's own server
 _HEARTBEAT_SECONDS = 60  # a process that dies is noticed at once; this is for machines that vanish
 _SHUTDOWN_SECONDS = 10
-
-
-class WorkerLost(Exception):
-    """Another worker of the run is gone; what it was part of cannot go on.
-
-    Attributes:
-        run: the folder, where it is known.
-    """
-
-    run: str | None = None
 
 
 @dataclass(frozen=True)

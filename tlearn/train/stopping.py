@@ -32,6 +32,16 @@ class Stopped(Exception):
         super().__init__(f"stopped; go on with: {resume_command(run)}")
 
 
+class WorkerLost(Exception):
+    """Another worker of the run is gone; what it was part of cannot go on.
+
+    Attributes:
+        run: the folder, where it is known.
+    """
+
+    run: str | None = None
+
+
 class NumericalFault(Exception):
     """The loss is no longer a number.
 

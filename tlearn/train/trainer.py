@@ -16,7 +16,7 @@ from tlearn.errors import Problem, UserError
 from tlearn.train import checkpoint
 from tlearn.train.classifier import Classifier
 from tlearn.train.console import Terminal, metrics_line
-from tlearn.train.distribution import Devices, WorkerLost
+from tlearn.train.distribution import Devices
 from tlearn.train.engine import Compute
 from tlearn.train.features import FeatureMaker, StageFeatures
 from tlearn.train.finish import finish, finish_pruned
@@ -29,7 +29,7 @@ from tlearn.train.progress import Progress
 from tlearn.train.run import Run
 from tlearn.train.session import Session, restore_weights
 from tlearn.train.status import StatusFile
-from tlearn.train.stopping import Interrupted, NumericalFault, Stopped, stoppable
+from tlearn.train.stopping import Interrupted, NumericalFault, Stopped, WorkerLost, stoppable
 from tlearn.train.streams import Streams, guarded
 from tlearn.train.validation import KeptValidation, make_evaluation
 from tlearn.train.xla import uses_xla
