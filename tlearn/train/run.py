@@ -215,7 +215,7 @@ class Run:
         """What the run is doing: ``status`` is running, stopped, failed, finished, or killed, which no run can say."""
         status = read_json(self.status_file)
         if status.get("status") == "running" and not self._is_held():
-            status["status"] = "killed"
+            status["status"] = "finished" if self.summary_file.is_file() else "killed"  # the summary comes last
         return status
 
     def _is_held(self) -> bool:
