@@ -1,0 +1,206 @@
+"""The command with real trials: what it prints, what it leaves, what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tlearn.sweep.command import main
+from tlearn.sweep.process import run_trial
+
+RunCli = Callable[..., Any]
+TINY = (
+    *("backbone.name=tiny", "backbone.weights=null", "backbone.alpha=null", "backbone.image_size=16"),
+    *("data.name=stripes", "data.batch_size=8"),
+)
+
+
+def test_a_trial_tells_of_every_epoch_and_ends_when_it_is_told_to(
+    plugin_env: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in plugin_env.items():
+        monkeypatch.setenv(name, value)
+    told: list[tuple[int, set[str]]] = []
+
+    def on_report(epoch: int, metrics: Mapping[str, float]) -> bool:
+        told.append((epoch, set(metrics)))
+        return epoch == 3
+
+    stages = "schedule.stages=[{name: head, epochs: 2}, {name: all, unfreeze: all, epochs: 4}]"
+    (tmp_path / "trials").mkdir()
+    run = tmp_path / "trials" / "0000"
+    ended = run_trial([*TINY, stages, f"run_dir={run}"], tmp_path / "log.txt", on_report)
+    assert ended.status == 0, ended.error
+    assert [epoch for epoch, _ in told] == [1, 2, 3], "counted over both stages"
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= told[0][1]
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["epochs"]) == ("pruned", 3)
+    assert not (run / "model.keras").exists()
+    assert hparams_of(tmp_path) == {"0000"}
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_prunes_and_retrains_the_best(
+    run_cli: RunCli, rates: tuple[str, ...], plugin_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Three trials in two invocations. The pruner compares at every epoch as soon as two trials are complete."""
+    pruner = "sweep.pruner={name: median, startup: 2, warmup: 0}"
+    given = [*rates, pruner, "sweep.objectives.0.metric=val_loss", "schedule.stages.0.epochs=2"]
+    first = run_cli("sweep", *given, "sweep.trials=1", env=plugin_env)
+    summary = json.loads(first.assert_ok().stdout.splitlines()[-1])
+    assert (summary["trials"], summary["pruned"], summary["study"]) == (1, 0, "rates")
+    assert set(summary["best"]["values"]) == {"optimizer.learning_rate"}
+
+    second = run_cli("sweep", *given, "sweep.trials=3", "sweep.retrain=true", env=plugin_env)
+    summary = json.loads(second.assert_ok().stdout.splitlines()[-1])
+    assert (summary["trials"], summary["complete"], summary["pruned"]) == (3, 2, 1), (
+        "the third is worse than the median"
+    )
+    runs = sorted((tmp_path / "out" / "trials").iterdir())
+    assert [run.name for run in runs] == ["0000", "0001", "0002"]
+    statuses = [json.loads((run / "summary.json").read_text())["status"] for run in runs]
+    assert statuses.count("pruned") == summary["pruned"]
+    for run, status in zip(runs, statuses, strict=True):
+        assert (run / "model.keras").is_file() == (status == "finished")
+        assert (run / "config.yaml").is_file()
+    assert hparams_of(tmp_path / "out") >= {"0000", "0001", "0002"}, "TensorBoard finds every trial below the folder"
+    assert b"<svg" in (tmp_path / "out" / "report.html").read_bytes()
+
+    experiment = tmp_path / "experiments" / "rates.yaml"
+    assert summary["experiment"] == str(experiment)
+    assert (
+        yaml.safe_load(experiment.read_text())["optimizer"]["learning_rate"]
+        == summary["best"]["values"]["optimizer.learning_rate"]
+    )
+    again = run_cli("train", "experiment=rates", "run_dir=again", env=plugin_env)
+    repeated = json.loads(again.assert_ok().stdout.splitlines()[-1])
+    for name in ("val_loss", "val_accuracy", "weights_sha256"):
+        assert repeated[name] == summary["retrained"][name]
+
+
+def hparams_of(folder: Path) -> set[str]:
+    """Names that TensorBoard's HParams page gives to the runs below a folder."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    found = set()
+    for file in folder.glob("trials/*/tensorboard/hparams/events.out.tfevents.*"):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "hparams":
+                    data = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    if data.session_start_info.group_name or data.session_start_info.hparams:
+                        found.add(file.relative_to(folder / "trials").parts[0])
+    return found
+
+
+def test_a_trial_does_not_outlive_its_worker(
+    plugin_env: dict[str, str], rates: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Killed, a worker takes its trial with it: else two processes would write one folder."""
+    code = "import sys; from tlearn.sweep.command import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *rates, "schedule.stages.0.epochs=100000", "sweep.trials=1"]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | plugin_env, stderr=subprocess.DEVNULL) as worker:
+        metrics = tmp_path / "out" / "trials" / "0000" / "metrics.jsonl"
+        wait_for(metrics.is_file)
+        (trial,) = children_of(worker.pid)
+        worker.send_signal(signal.SIGKILL)
+    wait_for(lambda: not is_alive(trial))
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.05)
+
+
+def test_a_trial_that_fails_says_why(tmp_path: Path) -> None:
+    ended = run_trial(["data=folder", "data.path=nowhere"], tmp_path / "log.txt", lambda *_: False)
+    assert ended.status == 2
+    assert "data.path" in ended.error
+    assert "nowhere" in ended.error
+
+
+# --- without TensorFlow ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--help"], 0, "sweep.trials=20"),
+        (["--pln"], 2, "did you mean --plan"),
+        ([], 2, "sweep: is not given"),
+        (["sweep=heads", "sweep.tirals=2"], 2, "did you mean trials"),
+        (["sweep=heads", "data=folder", "data.path=nowhere"], 2, "nowhere"),
+    ],
+)
+def test_mistakes_end_with_status_2(
+    arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(arguments) == status
+    printed = capsys.readouterr()
+    assert says in (printed.err if status else printed.out)
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_mistakes_do_not_wait_for_tensorflow_or_optuna(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tlearn.sweep.command import main; main(['sweep=heads', 'sweep.space.haed.type=int']); "
+        "main(['--help']); print([m for m in ('tensorflow', 'keras', 'optuna', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_somebody_elses_experiment_is_not_overwritten(
+    rates: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "rates.yaml").write_text("seed: 3\n")
+    assert main([*rates, "sweep.retrain=true"]) == 2
+    assert "sweep.retrain would overwrite it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_extractions(
+    rates: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tlearn.sweep.extractions import count_extractions
+    from tlearn.sweep.load import load_sweep
+
+    alone = count_extractions(load_sweep(rates))
+    assert (alone.shared, alone.own, dict(alone.deciding)) == (1, 0, {})
+    pooling = "sweep.space={head.pooling: {type: categorical, choices: [avg, max]}, seed: {type: int, low: 1, high: 9}}"
+    both = count_extractions(load_sweep([*rates, pooling]))
+    assert both.deciding["head.pooling"] == 2
+    assert both.shared >= 2
+    thawed = count_extractions(load_sweep([*rates, "schedule=full", "schedule.stages.1.epochs=4"]))
+    assert (thawed.shared, thawed.own) == (1, 4), "with everything unfrozen each trial goes through all images anew"
+    assert main([*rates, "--plan"]) == 0
+    assert "1 for 6 trials" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
