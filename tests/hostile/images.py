@@ -109,7 +109,7 @@ JPEG, PNG, GIF, WEBP, BMP = (saved(format) for format in ("JPEG", "PNG", "GIF", 
 GREY16 = Image.fromarray(np.linspace(0, 65535, 1200).astype(np.uint16).reshape(30, 40))
 HUGE = struct.pack(">HH", 65500, 65500)
 BROKEN = "damaged or truncated"
-TOO_LARGE = "too large"
+TOO_LARGE = "pixels, more than"
 NO_IMAGE = "is not an image in JPEG, PNG, BMP, GIF, WEBP"
 
 

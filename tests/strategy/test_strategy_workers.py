@@ -133,6 +133,7 @@ def plugin() -> Iterator[None]:
         registry._added = added
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plugin")
 def test_two_workers_train_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features in shards, then images. Measured: at most 3e-7 apart in what is recorded."""

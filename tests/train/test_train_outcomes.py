@@ -120,11 +120,12 @@ def test_a_run_that_ended_early_resumes_in_the_next_stage(tiny_config: Make, tmp
         "log.every=1",
     )
     folder = tmp_path / "run"
+
+    def in_the_second_stage() -> bool:  # asked before the run is written, too
+        return (folder / "config.yaml").is_file() and any(r["stage"] == "after" for r in open_run(folder).metrics)
+
     with pytest.raises(Stopped):
-        fit(
-            tiny_config(*stages, f"run_dir={folder}"),
-            should_stop=lambda: any(record["stage"] == "after" for record in open_run(folder).metrics),
-        )
+        fit(tiny_config(*stages, f"run_dir={folder}"), should_stop=in_the_second_stage)
     run = resume(folder)
     assert [r["global_step"] for r in run.epochs()] == [6, 12, 18, 24]
     assert run.summary["steps"] == 24

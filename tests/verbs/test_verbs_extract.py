@@ -234,6 +234,7 @@ def test_features_of_a_stopped_extraction_are_kept_too(
     np.testing.assert_array_equal(np.load("kept.npz")["block_11"], np.load("whole.npz")["block_11"])
 
 
+@pytest.mark.slow
 def test_a_layer_of_a_run_comes_from_the_cache_of_its_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
