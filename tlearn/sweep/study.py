@@ -307,7 +307,9 @@ class SharedStudy:
         tried_enough = retries >= self._sweep.settings.retries
         try:
             if found.get("status") == "pruned":
-                storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
+                last = trial.last_step  # a pruned trial has the value of its last epoch, as ``tell`` would store it
+                value = None if last is None else [trial.intermediate_values[last]]
+                storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, value)
             elif isinstance(values, list):
                 storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, values)
             else:
