@@ -199,7 +199,9 @@ def torment(zygote: Zygote, overrides: tuple[str, ...], kills: int, seed: int, f
         assert status in (0, -signal.SIGKILL), log.read_text()
         if status != 0:
             done[kill["at"][0] if "at" in kill and lived < kill["after"] else "time"] += 1
-        if (run / "summary.json").is_file():  # killed after that, it is complete all the same
+        if (run / "summary.json").is_file():
+            if status != 0:  # killed after that, it is complete all the same; whoever resumes it is told
+                assert zygote.run(arguments(run), log)[0] == 2, log.read_text()
             check(run)
             number += 1
     run = folder / f"run-{number}"

@@ -122,6 +122,10 @@ def test_what_a_killed_process_left_unfinished_is_swept_away(stopped: Run, whole
         path.write_bytes(b"half")
     same(resume(stopped.path), whole)
     assert not any(path.exists() for path in left)
+    left[0].write_bytes(b"half")  # killed after its last file but one
+    with pytest.raises(UserError, match="has finished"):
+        resume(stopped.path)
+    assert not left[0].exists()
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

@@ -157,6 +157,9 @@ def resume(
     run = Run.open(path)
     config = run.config
     terminal = terminal or Terminal(config.log.progress)
+    if run.summary_file.is_file():  # killed right after that, it may have left a file that is of no use to anyone
+        with contextlib.suppress(UserError, OSError), run.locked():
+            run.sweep()
     _refuse_finished(run)
     cluster = cluster_of(config)
     if cluster is not None and not cluster.is_chief:  # who writes nothing needs no lock
