@@ -1,4 +1,4 @@
-"""``python -m tlearn.plan``: what a run would do, with the same overrides as ``tlearn.train``; nothing is trained."""
+"""``python -m tlearn.plan``: what a run or a sweep would do, with the same overrides; nothing is trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from tlearn.train.command import OK, USER_ERROR, print_problems
 _HELP = """\
 Print the plan of a run: what trains in each stage, for how long, on what. Nothing is trained or written.
 
-    python -m tlearn.plan [--json] [key=value ...]     the overrides of python -m tlearn.train
+    python -m tlearn.plan [--json] [key=value ...]              the overrides of python -m tlearn.train
+
+Or that of a sweep: what is searched, and how often images are put through the frozen part of the network.
+
+    python -m tlearn.plan [--json] sweep=NAME [key=value ...]   the overrides of python -m tlearn.sweep
 """
 
 
@@ -24,23 +28,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     overrides = [argument for argument in arguments if argument != "--json"]
     try:
-        from tlearn.compose import load_config
-        from tlearn.train.checks import check_config
+        from tlearn.sweep.load import names_a_sweep
 
-        config = load_config(overrides)
-        check_config(config)  # before TensorFlow is imported
-        from tlearn.train.api import make_plan
-        from tlearn.train.console import print_plan
-
-        plan = make_plan(config)
+        plan = _plan_sweep if names_a_sweep(overrides) else _plan_run
+        plan(overrides, "--json" in arguments)
     except UserError as error:
         print_problems(error)
         return USER_ERROR
-    if "--json" in arguments:
+    return OK
+
+
+def _plan_run(overrides: list[str], as_json: bool) -> None:
+    from tlearn.compose import load_config
+    from tlearn.train.checks import check_config
+
+    config = load_config(overrides)
+    check_config(config)  # before TensorFlow is imported
+    from tlearn.train.api import make_plan
+    from tlearn.train.console import print_plan
+
+    plan = make_plan(config)
+    if as_json:
         print(json.dumps(plan.as_dict(), indent=1))
     else:
         print_plan(plan)
-    return OK
+
+
+def _plan_sweep(overrides: list[str], as_json: bool) -> None:
+    from tlearn.sweep.load import load_sweep
+
+    sweep = load_sweep(overrides)
+    from tlearn.sweep.extractions import print_plan
+
+    print_plan(sweep, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,46 @@ def test_a_sweep_goes_on_prunes_and_retrains_the_best(
     repeated = json.loads(again.assert_ok().stdout.splitlines()[-1])
     for name in ("val_loss", "val_accuracy", "weights_sha256"):
         assert repeated[name] == summary["retrained"][name]
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_share_trials_and_features(
+    rates: tuple[str, ...], plugin_env: dict[str, str], tmp_path: Path
+) -> None:
+    """Real training on both sides: the budget is met once, by both, and images go through the frozen part once."""
+    given = [*rates, "sweep.trials=5", f"cache.dir={tmp_path / 'features'}", "schedule.stages.0.epochs=3"]
+    command = [sys.executable, "-m", "tlearn.sweep", *given]
+    environment = os.environ | plugin_env
+    workers = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        for _ in range(2)
+    ]
+    printed = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], printed
+
+    ended = [
+        sorted(map(int, re.findall(r"^trial (\d+) (?:complete|pruned)", said, re.MULTILINE))) for _, said in printed
+    ]
+    assert all(ended), "both took part"
+    numbers = sorted(ended[0] + ended[1])
+    assert len(set(numbers)) == len(numbers) == 5
+    runs = sorted((tmp_path / "out" / "trials").iterdir())
+    assert [int(run.name) for run in runs] == numbers, "no run but those that count"
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    last_lines = [json.loads(out.splitlines()[-1]) for out, _ in printed]
+    for line in last_lines:
+        assert (line["status"], line["trials"], line["failed"]) == ("finished", 5, 0)
+        assert line["pruned"] == sum(summary["status"] == "pruned" for summary in summaries)
+        assert line["best"]["trial"] == last_lines[0]["best"]["trial"]
+    passes = [line for run in runs for line in (run / "log.txt").read_text().splitlines() if "one pass" in line]
+    assert sorted(re.findall(r"(?:train|val) images", "\n".join(passes))) == ["train images", "val images"]
 
 
 def hparams_of(folder: Path) -> set[str]:
@@ -187,20 +228,52 @@ def test_somebody_elses_experiment_is_not_overwritten(
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
-def test_the_plan_counts_extractions(
-    rates: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+POOLINGS = "{head: {type: categorical, choices: [linear, mlp]}, head.pooling: {type: categorical, choices: [avg, max]}}"
+
+
+def test_the_plan_counts_extractions(rates: tuple[str, ...]) -> None:
     from tlearn.sweep.extractions import count_extractions
     from tlearn.sweep.load import load_sweep
 
     alone = count_extractions(load_sweep(rates))
     assert (alone.shared, alone.own, dict(alone.deciding)) == (1, 0, {})
-    pooling = "sweep.space={head.pooling: {type: categorical, choices: [avg, max]}, seed: {type: int, low: 1, high: 9}}"
-    both = count_extractions(load_sweep([*rates, pooling]))
-    assert both.deciding["head.pooling"] == 2
-    assert both.shared >= 2
+    seeds = count_extractions(load_sweep([*rates, "sweep.space.seed={type: int, low: 1, high: 4}"]))
+    assert (seeds.shared, seeds.deciding) == (4, {"seed": 4}), "each seed has random weights of its own"
     thawed = count_extractions(load_sweep([*rates, "schedule=full", "schedule.stages.1.epochs=4"]))
     assert (thawed.shared, thawed.own) == (1, 4), "with everything unfrozen each trial goes through all images anew"
+
+
+def test_trials_make_as_many_extractions_as_the_plan_says(rates: tuple[str, ...], tmp_path: Path) -> None:
+    import tlearn
+    from tlearn.compose import load_config
+    from tlearn.sweep.extractions import count_extractions
+    from tlearn.sweep.load import load_sweep
+
+    given = [*rates, f"sweep.space={POOLINGS}", f"cache.dir={tmp_path / 'features'}", "schedule.stages.0.epochs=1"]
+    sweep = load_sweep([*given, "log.tensorboard=false"])
+    planned = count_extractions(sweep)
+    assert (planned.shared, planned.deciding) == (2, {"head.pooling": 2})
+    for number, (head, pooling) in enumerate([("linear", "avg"), ("mlp", "avg"), ("mlp", "max")]):
+        values = {"head": head, "head.pooling": pooling}
+        tlearn.fit(load_config(sweep.overrides(values, tmp_path / f"run-{number}")))
+    entries = [path for path in (tmp_path / "features").iterdir() if path.is_dir()]
+    assert len(entries) == 2 * planned.shared, "of the training and of the validation images"
+
+
+def test_the_plan_is_printed_by_both_commands(
+    rates: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tlearn.plan import main as plan
+
     assert main([*rates, "--plan"]) == 0
-    assert "1 for 6 trials" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 for 6 trials" in printed
+    assert plan([*rates]) == 0
+    assert capsys.readouterr().out == printed
+    assert plan(["--json", *rates]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["study"], data["trials"], data["extractions"]["shared"]) == ("rates", 6, 1)
+    assert list(data["space"]) == ["optimizer.learning_rate"]
+    assert plan(["sweep=heds"]) == 2
+    assert "did you mean heads" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -7,8 +7,10 @@ for each searched key by itself, with all others as they are in the first trial.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -19,6 +21,10 @@ from tlearn.quiet import hidden_output, import_tensorflow
 from tlearn.sweep.load import Sweep, direction_of
 from tlearn.sweep.space import Parameter, Scalar, config_value
 from tlearn.sweep.values import override_text
+
+if TYPE_CHECKING:
+    from tlearn.backbones import Backbone
+    from tlearn.train.api import Prepared
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,18 @@ class Extractions:
 
 
 def count_extractions(sweep: Sweep) -> Extractions:
-    """Count, by building the network once for every corner of the space. Imports TensorFlow."""
+    """Count, by building the model of every corner of the space. Imports TensorFlow."""
     import_tensorflow()
+    models = _Models(sweep)
     first = _first_values(sweep)
-    keys, own, size = _features(sweep, first)
+    keys, own, size = models.features(first)
     deciding: dict[str, int | None] = {}
     total = 1
     for parameter in sweep.space.parameters:
-        found = {_features(sweep, first | values)[0] for values in _variants(sweep, parameter)} | {keys}
+        found = {models.features(first | values)[0] for values in _variants(sweep, parameter)} | {keys}
         if len(found) > 1:
-            deciding[parameter.key] = None if parameter.values() is None else len(found)
-            total = total * len(found) if deciding[parameter.key] is not None else sweep.most_trials
+            count = deciding[parameter.key] = _different(parameter, len(found))
+            total = sweep.most_trials if count is None else total * count
     shared = min(total, sweep.most_trials) if keys else 0
     return Extractions(sweep.most_trials, shared, own, deciding, size)
 
@@ -80,42 +87,82 @@ def _variants(sweep: Sweep, wanted: Parameter) -> Iterable[dict[str, Scalar]]:
     return [values for parameter, values in sweep.space.corners() if parameter is wanted]
 
 
-def _features(sweep: Sweep, values: Mapping[str, Scalar]) -> tuple[tuple[str, ...], int, int]:
-    """Keys of the features that are made from untouched weights, passes that others cannot share, and bytes."""
-    import keras
-
-    from tlearn.train.api import prepare
-    from tlearn.train.console import Terminal
-    from tlearn.train.features import FeatureMaker
-    from tlearn.train.streams import Streams
-
-    given = dict(sweep.settings.trial) | {key: config_value(value) for key, value in values.items()}
-    config = load_config([*sweep.base, *(override_text(key, value) for key, value in given.items())])
-    keras.backend.clear_session()
-    with hidden_output(2, python=False):
-        prepared = prepare(config, check_images=False)
-    stages = prepared.plan.stages
-    streams = Streams(config, prepared.data, prepared.plan)
-    maker = FeatureMaker(config, prepared.data, prepared.classifier, stages, streams, Terminal(False))
-    with contextlib.closing(maker):
-        first = [index for index, stage in enumerate(stages) if stage.features.cached and stage.features.made_in == 0]
-        keys = tuple(key for index in first for key in maker.keys(index))
-    later = {stage.features.made_in for stage in stages if stage.features.cached} - {0}
-    own = sum(max(1, stages[index].features.views) for index in later if index is not None)
-    own += sum(stage.epochs for stage in stages if not stage.features.cached)
-    return keys, own, sum(stages[index].features.bytes for index in first)
+def _different(parameter: Parameter, found: int) -> int | None:
+    """How many different features the values of a key give, at most: of a number only the bounds were looked at."""
+    if parameter.type == "categorical":
+        return found
+    values = parameter.values()
+    return None if values is None else len(values)
 
 
-def print_plan(sweep: Sweep) -> None:
+class _Models:
+    """The models of trials. Those with the same backbone share it: building it is what takes long."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._backbones: dict[str, Backbone] = {}
+
+    def features(self, values: Mapping[str, Scalar]) -> tuple[tuple[str, ...], int, int]:
+        """Keys of the features made from untouched weights, passes that others cannot share, and bytes."""
+        from tlearn.train.console import Terminal
+        from tlearn.train.features import FeatureMaker
+        from tlearn.train.streams import Streams
+
+        prepared = self._prepare(values)
+        config, stages = prepared.config, prepared.plan.stages
+        streams = Streams(config, prepared.data, prepared.plan)
+        maker = FeatureMaker(config, prepared.data, prepared.classifier, stages, streams, Terminal(False))
+        with contextlib.closing(maker):
+            together = [stage.features.cached and stage.features.made_in == 0 for stage in stages]
+            first = [index for index, is_first in enumerate(together) if is_first]
+            keys = tuple(key for index in first for key in maker.keys(index))
+        later = {stage.features.made_in for stage in stages if stage.features.cached} - {0}
+        own = sum(max(1, stages[index].features.views) for index in later if index is not None)
+        own += sum(stage.epochs for stage in stages if not stage.features.cached)
+        return keys, own, sum(stages[index].features.bytes for index in first)
+
+    def _prepare(self, values: Mapping[str, Scalar]) -> Prepared:
+        from tlearn.train.api import prepare
+
+        given = dict(self._sweep.settings.trial) | {key: config_value(value) for key, value in values.items()}
+        config = load_config([*self._sweep.base, *(override_text(key, value) for key, value in given.items())])
+        same = repr((config.backbone, config.precision, config.seed))  # the seed decides weights that are random
+        with hidden_output(2, python=False):
+            prepared = prepare(config, check_images=False, backbone=self._backbones.get(same))
+        self._backbones[same] = prepared.classifier.backbone
+        return prepared
+
+
+def print_plan(sweep: Sweep, *, as_json: bool = False) -> None:
     """The plan of a sweep on standard output."""
-    Console(highlight=False, markup=False).print(plan_table(sweep, count_extractions(sweep)))
+    extractions = count_extractions(sweep)
+    if as_json:
+        print(json.dumps(plan_data(sweep, extractions), indent=1))
+    else:
+        Console(highlight=False, markup=False).print(plan_table(sweep, extractions))
+
+
+def plan_data(sweep: Sweep, extractions: Extractions) -> dict[str, Any]:
+    """For programs: the space, how it is searched, and what that costs in passes over the images."""
+    settings = sweep.settings
+    return {
+        "study": settings.name,
+        "space": {parameter.key: str(parameter) for parameter in sweep.space.parameters},
+        "objectives": [[direction_of(objective), objective.metric] for objective in settings.objectives],
+        "sampler": settings.sampler.name.value,
+        "seed": settings.seed,
+        "pruner": settings.pruner.name.value,
+        "trials": sweep.most_trials,
+        "minutes": settings.minutes,
+        "extractions": asdict(extractions),
+    }
 
 
 def plan_table(sweep: Sweep, extractions: Extractions) -> RenderableType:
     """For people: the space, how it is searched, and what that costs in passes over the images."""
     settings = sweep.settings
     space = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    space.add_column("key", overflow="fold")
+    space.add_column("key", overflow="fold", no_wrap=True)
     space.add_column("values", overflow="fold")
     for parameter in sweep.space.parameters:
         space.add_row(parameter.key, str(parameter))

@@ -83,6 +83,15 @@ def direction_of(objective: Objective) -> str:
     return "minimize" if objective.metric in COSTS or objective.metric.endswith("loss") else "maximize"
 
 
+def names_a_sweep(overrides: Sequence[str]) -> bool:
+    """Whether overrides are of a sweep, and not of one run. Raises ConfigError where they are not ``key=value``."""
+    return any(map(_is_own, parse_overrides(overrides)))
+
+
+def _is_own(override: Override) -> bool:
+    return re.match(r"sweep(\.|$)", str(override.key_or_group)) is not None
+
+
 def load_sweep(overrides: Sequence[str]) -> Sweep:
     """Compose and check a sweep.
 
@@ -95,8 +104,7 @@ def load_sweep(overrides: Sequence[str]) -> Sweep:
     base: list[Override] = []
     own: list[Override] = []
     for override in parse_overrides(overrides):
-        is_own = re.match(r"sweep(\.|$)", str(override.key_or_group))
-        (own if is_own else base).append(override)
+        (own if _is_own(override) else base).append(override)
     settings = _settings(own)
     lines = [str(override.input_line) for override in base]
     problems = [*_check_base(base), *_check_settings(settings)]
@@ -150,7 +158,7 @@ def _read(name: str) -> dict[str, Any]:
     """A shipped sweep by its name, or a file. Its name is that of the study unless it says otherwise."""
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else _shipped().get(name)
     if path is None:
-        fix = f"{did_you_mean(name, _shipped())}, or a file of your own: sweep=FILE.yaml"
+        fix = f"sweep=NAME, or sweep=FILE.yaml for one of your own; {did_you_mean(name, _shipped())}"
         raise ConfigError(Problem(f"sweep={name}", "no such sweep", fix))
     data = read_yaml(path)
     if not isinstance(data, dict):
@@ -290,4 +298,4 @@ def _quoted(path: Path) -> str:
     return override_text("", str(path)).removeprefix("=")
 
 
-__all__ = ["COSTS", "METRICS", "Direction", "Sweep", "direction_of", "load_sweep"]
+__all__ = ["COSTS", "METRICS", "Direction", "Sweep", "direction_of", "load_sweep", "names_a_sweep"]

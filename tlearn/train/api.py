@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlearn.backbones import get_spec
+from tlearn.backbones import Backbone, get_spec
 from tlearn.backbones.weights import locate_weights
 from tlearn.config import ClassWeights, Config, DataCache, LogConfig
 from tlearn.data import Data, FirstSquares, PixelCache, checked_meanwhile, index_data
@@ -51,13 +51,16 @@ class Prepared:
     squares: FirstSquares | None = None
 
 
-def prepare(config: Config, *, check_images: bool = True, start: bool = False) -> Prepared:
+def prepare(
+    config: Config, *, check_images: bool = True, start: bool = False, backbone: Backbone | None = None
+) -> Prepared:
     """Do everything of a run that comes before its folder and its first step; what takes long comes last.
 
     Args:
         config: of the run.
         check_images: look at the images themselves, and not only at their names.
         start: take all devices of the run, and wait for its other workers; else they are only planned with.
+        backbone: of the model, where it has been built before.
 
     Raises:
         ConfigError, DataError, WeightsError: everything a user can mend.
@@ -87,6 +90,7 @@ def prepare(config: Config, *, check_images: bool = True, start: bool = False) -
                 classes=classes,
                 multi_label=data.table.multi_label,
                 precision=config.precision,
+                built=backbone,
             )
         plan = plan_run(config, data, classifier, devices.plan)
         data = checked()

@@ -54,6 +54,7 @@ def build_classifier(
     classes: int,
     multi_label: bool,
     precision: Precision = Precision.float32,
+    built: Backbone | None = None,
 ) -> Classifier:
     """Build the model of a run.
 
@@ -64,20 +65,22 @@ def build_classifier(
         classes: number of outputs.
         multi_label: several classes may hold for one image.
         precision: Keras' dtype policy of the backbone; the head is float32.
+        built: the backbone, where it has been built before; models may share it.
 
     Raises:
         ConfigError: options that do not fit the architecture or the head.
         WeightsError: weights that are missing, damaged or made for another network.
     """
-    with dtype_policy(precision):
-        built = build_backbone(
-            backbone.name,
-            weights=weights,
-            image_size=backbone.image_size,
-            alpha=backbone.alpha,
-            depth_multiplier=backbone.depth_multiplier,
-            options=backbone.options,
-        )
+    if built is None:
+        with dtype_policy(precision):
+            built = build_backbone(
+                backbone.name,
+                weights=weights,
+                image_size=backbone.image_size,
+                alpha=backbone.alpha,
+                depth_multiplier=backbone.depth_multiplier,
+                options=backbone.options,
+            )
     logits = build_head(
         built.output,
         name=head.name,
