@@ -1,6 +1,8 @@
 """Write docs/config.md, every key of a config with its default and meaning: python tools/config_reference.py."""
 
 import dataclasses
+import inspect
+import itertools
 import typing
 from collections.abc import Iterator
 from enum import Enum
@@ -8,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from tlearn.config import Config
+from tlearn.sweep.config import SweepConfig
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 HEADER = """\
 # Every key of a config
 
-Made by `python tools/config_reference.py` from `tlearn/config.py`. `null` means what the meaning says it means. The
-values that a config group sets are in `configs/`.
+Made by `python tools/config_reference.py` from `tlearn/config.py` and `tlearn/sweep/config.py`. `null` means what the
+meaning says it means. The values that a config group sets are in `configs/`. Keys that begin with `sweep.` are for
+`tlearn.sweep` and its plan alone.
 """
 
 
@@ -27,11 +31,11 @@ def main() -> None:
 def page() -> str:
     """The page as Markdown."""
     lines = [HEADER]
-    for title, schema in sections(Config, ""):
+    for title, schema in itertools.chain(sections(Config, ""), sections(SweepConfig, "sweep")):
         lines += [
             f"## {title or 'run'}",
             "",
-            (schema.__doc__ or "").strip(),
+            inspect.cleandoc(schema.__doc__ or ""),
             "",
             "| key | default | meaning |",
             "|---|---|---|",
@@ -69,6 +73,11 @@ def shown(value: Any) -> str:
         return str(value.value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if dataclasses.is_dataclass(value):
+        given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return f"{{{', '.join(f'{name}: {shown(item)}' for name, item in given.items() if item is not None)}}}"
     return str(value)
 
 

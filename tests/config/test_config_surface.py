@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tlearn.config import Config
+from tlearn.sweep.config import Objective, SweepConfig
 from tlearn.typed import keys
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,10 +36,11 @@ def defaults() -> dict[str, Any]:
                 found[path] = value.value if isinstance(value, Enum) else value
 
     walk(Config, "", Config())
+    walk(SweepConfig, "sweep.", SweepConfig())
     return found
 
 
-def schemas(schema: type = Config) -> Iterator[type]:
+def schemas(schema: type) -> Iterator[type]:
     yield schema
     for kind in typing.get_type_hints(schema).values():
         inside = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
@@ -54,11 +56,11 @@ def test_the_options_are_those_of_the_file() -> None:
 
 
 def test_the_keys_that_overrides_may_name_are_these() -> None:
-    assert set(defaults()) <= set(keys())
+    assert set(defaults()) <= {*keys(), *keys(SweepConfig, "sweep")}
 
 
 def test_every_option_says_what_it_means() -> None:
-    for schema in set(schemas()):
+    for schema in {*schemas(Config), *schemas(SweepConfig)}:
         assert schema.__doc__
         for field in dataclasses.fields(schema):
             assert len(field.metadata.get("help", "")) > 3, f"{schema.__name__}.{field.name}"
@@ -70,6 +72,10 @@ def test_no_two_configs_share_a_mutable_default() -> None:
     first.augment.affine.p = 1.0
     first.head.options["x"] = 1
     assert second == Config()
+    searched = SweepConfig()
+    searched.space["seed"] = searched.trial["seed"] = searched.objectives[0].metric = 1
+    assert SweepConfig() != searched
+    assert SweepConfig() == SweepConfig(space={}, trial={}, objectives=[Objective()])
 
 
 @pytest.mark.parametrize("key", sorted({key.rpartition(".")[2] for key in defaults()}))
