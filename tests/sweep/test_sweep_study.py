@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ import optuna
 import pytest
 
 from tlearn.errors import UserError
-from tlearn.sweep import storage
 from tlearn.sweep import study as shared
 from tlearn.sweep.process import Ended
 from tlearn.train.command import NUMERICAL_FAULT, STOPPED
@@ -247,16 +245,6 @@ def test_trials_without_their_study_are_not_overwritten(fake_sweep: FakeSweep, t
         fake_sweep("sweep.trials=1")
 
 
-def test_a_locked_storage(fake_sweep: FakeSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_sweep("sweep.trials=1")
-    monkeypatch.setattr(storage, "LOCK_SECONDS", 0.3)
-    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "study.db")) as holder:
-        holder.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(UserError, match=r"study\.db: is locked: database is locked"):
-            fake_sweep("sweep.trials=2")
-    assert fake_sweep("sweep.trials=2").counted().ended == 2
-
-
 @pytest.mark.parametrize(
     ("place", "says"),
     [
@@ -277,15 +265,6 @@ def test_a_storage_that_cannot_be_used(place: str, says: str, fake_sweep: FakeSw
         fake_sweep(f"sweep.storage='{url}'")
     assert says in str(caught.value)
     assert "secret" not in str(caught.value)
-
-
-def test_a_storage_of_an_older_version(fake_sweep: FakeSweep, tmp_path: Path) -> None:
-    fake_sweep("sweep.trials=1")
-    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "study.db")) as database:
-        database.execute("UPDATE alembic_version SET version_num = 'v1.3.0.a'")
-        database.commit()
-    with pytest.raises(UserError, match=r"(?s)another version of Optuna.*optuna storage upgrade --storage sqlite:"):
-        fake_sweep("sweep.trials=2")
 
 
 def summaries(folder: Path) -> list[Path]:
