@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _ROWS = 12  # trials in the table: the latest, and the best
+_HEADER, _WIDEST = 12, 24  # columns: of a line of a header, of values
+_ANY_WIDTH = 10_000
 
 
 class Display:
@@ -86,19 +90,31 @@ class Display:
 
     def _table(self) -> Group:
         trials, front = self._study.trials(), [trial.number for trial in self._study.front()]
-        table = Table(box=None, padding=(0, 1), header_style="bold")
-        names = [parameter.key for parameter in self._sweep.space.parameters]
-        for name in ("trial", "state", "epoch", *(each.metric for each in self._sweep.settings.objectives), "s"):
-            table.add_column(name, justify="left" if name == "state" else "right")
-        for label in short_names(names):
-            table.add_column(label, justify="right", overflow="fold")
         latest = trials[-_ROWS:]
-        for trial in [each for each in trials if each.number in front[:3] and each not in latest] + latest:
-            style = "bold green" if trial.number in front else "dim" if trial.state.name in ("PRUNED", "FAIL") else ""
-            table.add_row(*self._row(trial, names), style=style)
+        rows = [each for each in trials if each.number in front[:3] and each not in latest] + latest
+        keys = [parameter.key for parameter in self._sweep.space.parameters]
+        labels = short_names(keys)
+        wide = self._console.options.update_width(_ANY_WIDTH)
+        for fitting in range(len(keys), -1, -1):
+            table = self._table_of(rows, front, dict(zip(keys[:fitting], labels, strict=False)))
+            if Measurement.get(self._console, wide, table).maximum <= self._console.width:
+                break
         counts = self._study.counted()
         text = f"{counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed, {counts.running} running"
-        return Group(table, Text(text))
+        left_out = f"; no room for {', '.join(labels[fitting:])}" if fitting < len(keys) else ""
+        return Group(table, Text(text + left_out))
+
+    def _table_of(self, trials: Iterable[FrozenTrial], front: Sequence[int], keys: Mapping[str, str]) -> Table:
+        """Trials with the values of some keys, each under its label."""
+        table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+        for name in ("trial", "state", "epoch", *(each.metric for each in self._sweep.settings.objectives), "s"):
+            table.add_column(_broken(name), justify="left" if name == "state" else "right", no_wrap=True)
+        for label in keys.values():
+            table.add_column(_broken(label), justify="right", no_wrap=True, max_width=_WIDEST)
+        for trial in trials:
+            style = "bold green" if trial.number in front else "dim" if trial.state.name in ("PRUNED", "FAIL") else ""
+            table.add_row(*self._row(trial, list(keys)), style=style)
+        return table
 
     def _row(self, trial: FrozenTrial, names: Sequence[str]) -> list[str]:
         epoch = self._epochs.get(trial.number, trial.last_step)
@@ -123,6 +139,16 @@ def short_names(keys: Sequence[str]) -> list[str]:
         )
         found.append(".".join(parts[-length:]).removeprefix("schedule."))
     return found
+
+
+def _broken(name: str) -> str:
+    """A name in lines that end after a dot or an underscore."""
+    lines = [""]
+    for part in re.findall(r"[^._]*[._]?", name):
+        if lines[-1] and len(lines[-1] + part) > _HEADER:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _values(values: Mapping[str, Any]) -> str:
