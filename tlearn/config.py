@@ -254,7 +254,7 @@ class DataConfig:
         "before training: decode each image | read its header | none; auto: decode, above 20,000 header (skip: decode)",
     )
     cache: DataCache = option(DataCache.none, "keep decoded images between epochs: none | memory")
-    workers: int | None = option(None, "parallel decoding calls; null: tuned while running")
+    workers: int | None = option(None, "batches loaded at once; null: as many as there are processors")
     options: dict[str, Any] = option({}, "options of a data source registered by a plugin")
 
 

@@ -161,6 +161,15 @@ def test_evaluation_is_in_order_and_once():
     assert taken(evaluation_batches(Counting(3), rows[:0], Reading(4), batch_size=2)) == []
 
 
+def test_nothing_tunes_a_stream_in_the_background(whole):
+    """Whoever drops a stream would wait for the thread that does, for seconds."""
+    augment, _ = whole
+    order = view_batches(noise(), np.arange(20), Reading(16), batch_size=6, seed=5, epoch=0, augment=augment or AUGMENT)
+    once = evaluation_batches(Counting(3), np.arange(3), Reading(4), batch_size=2)
+    for dataset in (stream(augment), order, once):
+        assert dataset.map(lambda *batch: batch).options().autotune.enabled is False
+
+
 def test_no_training_images():
     with pytest.raises(DataError, match="no training images"):
         training_batches(Counting(3), np.arange(0), Reading(4), batch_size=2, seed=0)

@@ -11,6 +11,7 @@ OpenCV release the interpreter lock while they work, and the call's overhead is 
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -66,7 +67,7 @@ def training_batches(
         views: change each image in this many ways only, those of the first epochs, in turn; None: anew in each epoch.
         part: (index, count): give this one of so many all but equal parts of each batch. A batch that is mixed is
             loaded as a whole nevertheless.
-        workers: batches loaded at once; None: tuned by tf.data. It has no influence on what is loaded.
+        workers: batches loaded at once; None: as many as there are processors. It has no influence on what is loaded.
         cache: decoded images kept in memory.
 
     Returns:
@@ -214,6 +215,27 @@ def _stream(
         labels.set_shape(label_shape)
         return (images, labels) if mixing is None else mixing(images, labels, step)
 
-    calls = tf.data.AUTOTUNE if workers is None else workers
+    calls = _processors() if workers is None else workers
     steps = tf.data.Dataset.range(start, end)
-    return steps.map(load_tensors, num_parallel_calls=calls, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    return untuned(steps.map(load_tensors, num_parallel_calls=calls, deterministic=True).prefetch(_AHEAD))
+
+
+_AHEAD = 2
+"""Steps that wait, loaded, for whoever takes them, besides those that are being loaded."""
+
+
+def _processors() -> int:
+    """How many of them this process may use; macOS does not tell, and has no such limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def untuned(dataset: Any) -> Any:
+    """A ``tf.data.Dataset`` without the thread that tunes it: whoever drops an iterator waits until that one wakes up.
+
+    Seen with TensorFlow 2.21: up to some seconds, and the more the longer the iterator lived.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

@@ -21,7 +21,7 @@ from tlearn.data import (
     training_batches,
     view_batches,
 )
-from tlearn.data.pipeline import EpochOrder
+from tlearn.data.pipeline import EpochOrder, untuned
 from tlearn.train.feature_cache import Layout
 from tlearn.train.losses import as_targets
 
@@ -144,7 +144,7 @@ class Streams:
             return targets(tuple(tensors), labels)
 
         steps = tf.data.Dataset.from_tensor_slices((chunks[:, 0], chunks[:, 1]))
-        return steps.map(load).prefetch(2)
+        return untuned(steps.map(load).prefetch(2))
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
         table = self._data.table
