@@ -225,6 +225,15 @@ def test_what_a_killed_writer_left_is_swept_away(cache: FeatureCache, half_writt
     assert names(cache) == [OTHER]
 
 
+def test_a_killed_writer_leaves_its_room_to_the_next(cache: FeatureCache, half_written: Any) -> None:
+    cache.max_bytes = LAYOUT.bytes
+    process = half_written(60)
+    process.kill()
+    process.wait()
+    assert write(cache)
+    assert holds(cache)
+
+
 def test_of_two_writers_one_waits_and_reads(cache: FeatureCache, half_written: Any) -> None:
     process = half_written(1.0)
     waits = []

@@ -182,8 +182,11 @@ class Writer:
         self._rows = 0
         self._checksums = [0] * len(layout.shapes)
         self._files = [(folder / f"{index}.bin").open("wb") for index in range(len(layout.shapes))]
-        for file, shape in zip(self._files, layout.shapes, strict=True):
-            _reserve(file, layout.rows * math.prod(shape) * np.dtype(layout.dtype).itemsize)
+
+    def reserve(self) -> None:
+        """Take the space of all rows. Raises OSError: there is none."""
+        for file, shape in zip(self._files, self._layout.shapes, strict=True):
+            _reserve(file, self._layout.rows * math.prod(shape) * np.dtype(self._layout.dtype).itemsize)
 
     def append(self, tensors: Sequence[np.ndarray]) -> None:
         """Write the next rows: one array (n, ...) per tensor. Raises OSError: no space, or too large for float16."""
@@ -303,8 +306,11 @@ class FeatureCache:
             yield None
             return
         try:
+            for left in partial.glob("*.bin"):  # by a killed process: it would count as being written
+                left.unlink()
             self._make_room(layout.bytes)
             with contextlib.closing(Writer(partial, layout)) as writer:
+                writer.reserve()
                 yield writer
                 writer.finish(partial, about, images)
             _discard(self.folder / key)  # what is there has no description or no lock: it is no entry
