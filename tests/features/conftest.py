@@ -119,9 +119,11 @@ class Trained:
         return max(float(np.abs(self.weights[key] - self.before[key]).max()) for key in keys)
 
     def furthest_from(self, other: Trained) -> float:
-        """The largest difference of any weight."""
+        """The largest difference of any weight; printed, for docs/speed.md says what is measured."""
         assert self.weights.keys() == other.weights.keys()
-        return max(float(np.abs(value - other.weights[key]).max()) for key, value in self.weights.items())
+        furthest = max(float(np.abs(value - other.weights[key]).max()) for key, value in self.weights.items())
+        print(f"weights differ by {furthest:.1g}")
+        return furthest
 
     @property
     def passes(self) -> int:

@@ -17,6 +17,7 @@ from tlearn.train.frontier import Frontier, find_frontier
 
 GIANTS = ("nasnet_large", "inception_resnet_v2", "nasnet_mobile", "densenet169", "densenet201")
 VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] * (name in GIANTS)) for name in SPECS]
+PLUGIN = "tiny"  # a user's backbone, see conftest.py
 
 
 @lru_cache(maxsize=1)
@@ -49,21 +50,28 @@ def inside_a_block(classifier: Classifier) -> dict[str, int]:
     return {"from_layer": next(i for i in range(middle, 0, -1) if classifier.backbone.layers[i].weights)}
 
 
-def gradients(model: keras.Model, inputs: Any, variables: list[Any]) -> list[np.ndarray]:
+def gradients(model: keras.Model, inputs: Any, variables: list[Any]) -> dict[int, np.ndarray]:
+    """By the ids of variables, of a loss whose slope does not vanish where random networks give nearly nothing."""
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model(inputs, training=True) ** 2)
-    return [value.numpy() for value in tape.gradient(loss, [variable.value for variable in variables])]
+        loss = tf.reduce_sum((model(inputs, training=True) - 1.0) ** 2)
+    values = tape.gradient(loss, [variable.value for variable in variables])
+    return {id(variable): value.numpy() for variable, value in zip(variables, values, strict=True)}
 
 
-WITH_GRADIENTS = ("mobilenet", "mobilenet_v2", "vgg16", "resnet50")
+def furthest(values: dict[int, np.ndarray], expected: dict[int, np.ndarray]) -> float:
+    """The largest difference, each as a share of the largest number of its variable."""
+    shares = [np.abs(value - expected[key]).max() / np.abs(expected[key]).max() for key, value in values.items()]
+    return float(np.max(shares))
+
+
 KNOWN = {"inception_v3": ({"from_layer": 249}, ["mixed8"])}  # Keras' own example trains layers[249:]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, PLUGIN])
 def test_prefix_and_suffix_are_the_whole_model(name: str) -> None:
     """Bit-equal outputs; the suffix trains the model's own variables, in the model's order, by the same gradients.
 
-    Gradients: relative difference at most 1e-5; measured: 0.
+    Gradients: relative difference at most 1e-5; docs/speed.md has what was measured.
     """
     classifier = built(name)
     images = some_images(classifier)
@@ -73,19 +81,21 @@ def test_prefix_and_suffix_are_the_whole_model(name: str) -> None:
     *values, expected = keras.Model(classifier.model.input, [*cuts, classifier.model.output])(images, training=False)
     known = dict(zip(map(id, cuts), values, strict=True))
     assert np.isfinite(expected).all()
+    # of all variables at once: which of them are frozen changes none of the others' gradients
+    whole = gradients(classifier.model, images, classifier.model.trainable_variables)
     for unfreeze, frontier in zip(selectors, frontiers, strict=True):
         cut(classifier, unfreeze)
         suffix, features = frontier.suffix(), [known[id(tensor)] for tensor in frontier.tensors]
         np.testing.assert_array_equal(suffix(features, training=False), expected)
         assert frontier.is_worthwhile is (unfreeze != "all")
         # optimizers number their slots by this order: a run may go on cached after streaming, or the other way
-        trained = classifier.model.trainable_variables
-        assert list(map(id, suffix.trainable_variables)) == list(map(id, trained))
-        if name in WITH_GRADIENTS and unfreeze in selectors[1:4:2]:
-            whole = gradients(classifier.model, images, trained)
-            assert any(value.any() for value in whole)
-            for one, other in zip(whole, gradients(suffix, features, trained), strict=True):
-                np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+        trained = suffix.trainable_variables
+        assert list(map(id, trained)) == list(map(id, classifier.model.trainable_variables))
+        if frontier.is_worthwhile:
+            assert all(whole[id(variable)].any() for variable in trained), "the comparison would find nothing"
+            difference = furthest(gradients(suffix, features, trained), whole)
+            print(f"{name}, {unfreeze}: gradients of {len(trained)} variables differ by {difference:.1g}")
+            assert difference <= 1e-5
     assert makers(frontiers[0]) == ["head_pool"]
     if name in KNOWN:
         unfreeze, expected_makers = KNOWN[name]
@@ -118,7 +128,7 @@ def head_on_tiny(head: Any, **settings: Any) -> Classifier:
     """The plugin's backbone with a head: settings of ours, or a function."""
     from tlearn.heads import HEADS
 
-    backbone = BackboneConfig(name="tiny", weights=None, image_size=32)
+    backbone = BackboneConfig(name=PLUGIN, weights=None, image_size=32)
     if head is None:
         return build_classifier(backbone, HeadConfig(**settings), weights=None, classes=3, multi_label=False)
     before = dict(HEADS._added)
@@ -137,6 +147,16 @@ def test_dropout_stops_the_frontier() -> None:
     for layer in classifier.head_layers:  # even where nothing above it trains
         layer.trainable = False
     assert makers(find_frontier(classifier.model)) == ["head_pool"]
+
+
+@pytest.mark.parametrize("pooling", [Pooling.none, Pooling.avg, Pooling.max, Pooling.avg_max])
+def test_pooling_is_cold(pooling: Pooling) -> None:
+    """Whatever there is between the backbone and the first weights of the head."""
+    classifier = head_on_tiny(None, pooling=pooling)
+    frontier = cut(classifier, "none")
+    (logits,) = frontier.suffix().operations[-1:]
+    assert [layer for layer in frontier.suffix().layers if layer.weights] == [logits]
+    assert [tuple(tensor.shape) for tensor in frontier.tensors] == [tuple(logits.input.shape)]
 
 
 def test_a_frozen_part_of_the_head_is_cold() -> None:
