@@ -38,5 +38,9 @@ def rendered(name: str) -> str:
 
 
 def filled(page: str) -> str:
-    """A page with the tables it marks."""
-    return MARKED.sub(lambda match: f"{match[1]}{rendered(match[2])}\n{match[3]}", page)
+    """A page with the tables it marks, as far as they were measured."""
+
+    def table(name: str) -> str:
+        return rendered(name) if (KEPT / f"{name}.json").is_file() else "Not measured yet."
+
+    return MARKED.sub(lambda match: f"{match[1]}{table(match[2])}\n{match[3]}", page)

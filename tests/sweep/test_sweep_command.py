@@ -47,7 +47,7 @@ def test_a_trial_tells_of_every_epoch_and_ends_when_it_is_told_to(
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["epochs"]) == ("pruned", 3)
     assert not (run / "model.keras").exists()
-    assert hparams_of(tmp_path) == {"0000"}
+    assert hparams_of(tmp_path) == {"0000": {"final/val_loss", "final/val_accuracy"}}
 
 
 @pytest.mark.slow
@@ -74,7 +74,9 @@ def test_a_sweep_goes_on_prunes_and_retrains_the_best(
     for run, status in zip(runs, statuses, strict=True):
         assert (run / "model.keras").is_file() == (status == "finished")
         assert (run / "config.yaml").is_file()
-    assert hparams_of(tmp_path / "out") >= {"0000", "0001", "0002"}, "TensorBoard finds every trial below the folder"
+    found = hparams_of(tmp_path / "out")
+    assert sorted(found) == ["0000", "0001", "0002"], "TensorBoard finds every trial below the folder"
+    assert all("final/val_loss" in metrics for metrics in found.values())
     assert b"<svg" in (tmp_path / "out" / "report.html").read_bytes()
 
     experiment = tmp_path / "experiments" / "rates.yaml"
@@ -129,19 +131,22 @@ def test_two_commands_at_once_share_trials_and_features(
     assert sorted(re.findall(r"(?:train|val) images", "\n".join(passes))) == ["train images", "val images"]
 
 
-def hparams_of(folder: Path) -> set[str]:
-    """Names that TensorBoard's HParams page gives to the runs below a folder."""
+def hparams_of(folder: Path) -> dict[str, set[str]]:
+    """Metrics on TensorBoard's HParams page, by the name that it gives to each run below a folder."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    found = set()
+    found = {}
     for file in folder.glob("trials/*/tensorboard/hparams/events.out.tfevents.*"):
-        for event in EventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "hparams":
-                    data = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
-                    if data.session_start_info.group_name or data.session_start_info.hparams:
-                        found.add(file.relative_to(folder / "trials").parts[0])
+        name, metrics = "", set()
+        for value in (value for event in EventFileLoader(str(file)).Load() for value in event.summary.value):
+            if value.metadata.plugin_data.plugin_name == "hparams":
+                data = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                name = name or data.session_start_info.group_name
+                assert data.session_start_info.hparams or not data.HasField("session_start_info")
+            else:
+                metrics.add(value.tag)
+        found[file.relative_to(folder / "trials").parts[0] if name else ""] = metrics
     return found
 
 

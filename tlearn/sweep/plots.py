@@ -72,7 +72,8 @@ def _history(sweep: Sweep, trials: Sequence[FrozenTrial]) -> Chart:
         numbers, values = [trial.number for trial in complete], [trial.values[index] for trial in complete]
         best = (np.minimum if sweep.directions[index] == "minimize" else np.maximum).accumulate(values)
         axes.scatter(numbers, values, s=22, color=_BLUE, label="complete", zorder=3)
-        axes.step(numbers, best, where="post", color=_RED, linewidth=1.2, label="best so far")
+        until, reached_best = [*numbers, trials[-1].number], [*best, best[-1]]
+        axes.step(until, reached_best, where="post", color=_RED, linewidth=1.2, label="best so far")
         pruned = [trial for trial in trials if trial.state.name == "PRUNED" and trial.last_step is not None]
         if pruned and index == 0:
             reached = [trial.intermediate_values[trial.last_step] for trial in pruned]
