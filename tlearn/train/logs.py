@@ -26,9 +26,8 @@ _AT_THE_END = ("final", "hparams")
 class MetricsLog:
     """Appends records to ``metrics.jsonl``; each names its event, stage and global step."""
 
-    def __init__(self, run: Run, enabled: bool = True) -> None:
+    def __init__(self, run: Run) -> None:
         self._path = run.metrics_file
-        self._enabled = enabled
 
     def write(self, event: str, stage: str, epoch: int, step: int, global_step: int, **values: float) -> None:
         """Append one record.
@@ -41,8 +40,6 @@ class MetricsLog:
             global_step: steps run in all.
             values: metrics, validation ones with ``val_`` before their names.
         """
-        if not self._enabled:
-            return
         record = {"event": event, "stage": stage, "epoch": epoch, "step": step, "global_step": global_step}
         line = (json.dumps(record | values) + "\n").encode()
         # Unbuffered: a buffer whose writing was refused half-way is written once more, as a whole, when it is closed.

@@ -90,6 +90,10 @@ class Plan:
         made = {stage.features.made_in: stage.features.views for stage in self.stages if stage.features.cached}
         return sum(made.values()) + sum(stage.epochs for stage in self.stages if not stage.features.cached)
 
+    def epoch(self, stage: StagePlan, step: int) -> int:
+        """Number of the epoch that a step of a stage (from 1) belongs to, counted from 1 over the whole run."""
+        return stage.first_epoch + (step - 1) // self.steps_per_epoch + 1
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for ``plan.json``."""
         return dataclasses.asdict(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,15 +19,14 @@ from tlearn.train.distribution import Devices
 from tlearn.train.engine import Compute
 from tlearn.train.features import FeatureMaker, StageFeatures
 from tlearn.train.finish import finish, finish_pruned
-from tlearn.train.logs import MetricsLog, TensorBoardLog
 from tlearn.train.loop import Logs, Loop, Outputs
 from tlearn.train.losses import default_monitor, smaller_is_better
 from tlearn.train.memory import OutOfMemory, memory_guard
 from tlearn.train.plan import Plan, StagePlan
 from tlearn.train.progress import Progress
+from tlearn.train.recorder import Recorder
 from tlearn.train.run import Run
 from tlearn.train.session import Session, restore_weights
-from tlearn.train.status import StatusFile
 from tlearn.train.stopping import Interrupted, NumericalFault, Stopped, WorkerLost, stoppable
 from tlearn.train.streams import Streams, guarded
 from tlearn.train.validation import KeptValidation, make_evaluation
@@ -85,15 +83,13 @@ class Trainer:
         self._devices = devices or Devices()
         self._streams = Streams(config, data, plan, squares, part=self._devices.part)
         self._on_epoch = on_epoch
-        self._metrics = MetricsLog(run)
-        self._board = TensorBoardLog(run, config.log.tensorboard)
+        self._recorder = Recorder(run, config, plan, is_chief=self._devices.is_chief)
         self._monitor = config.checkpoint.monitor or default_monitor(plan.multi_label)
         self._progress = Progress()
         self._saved_state: dict[str, np.ndarray] | None = None
-        self._saved_at = self._begun_at = time.monotonic()
+        self._begun_at = time.monotonic()
         self._evaluate = make_evaluation(classifier.model, plan)
         self._kept: KeptValidation | None = None
-        self._status = StatusFile(run, plan)
         self._features = FeatureMaker(
             config, data, classifier, plan.stages, self._streams, terminal, should_stop, self._devices
         )
@@ -113,13 +109,14 @@ class Trainer:
         """
         self._begun_at = time.monotonic() - self._progress.seconds  # features are part of what a stage takes
         try:
-            with self._status.kept(self._progress), memory_guard(self._config.data.batch_size):
+            with self._recorder.status.kept(self._progress), memory_guard(self._config.data.batch_size):
                 if self._progress.global_step == 0:
                     self._show_samples()
                 self._run_stages()
                 return self._on_chief(self._finish)
         except Pruned:
-            return finish_pruned(self._run, self._config, self._plan, self._progress, board=self._board)
+            board = self._recorder.board
+            return finish_pruned(self._run, self._config, self._plan, self._progress, board=board)
         except Interrupted:
             raise Stopped(self._run.path) from None
         except (NumericalFault, OutOfMemory, WorkerLost) as fault:
@@ -128,7 +125,7 @@ class Trainer:
         finally:
             self._terminal.end_epoch()
             self._features.close()
-            self._board.close()
+            self._recorder.board.close()
 
     def restore(self) -> None:
         """Take up the newest saved state of the run, where there is one."""
@@ -136,7 +133,7 @@ class Trainer:
         if found is not None:
             self._saved_state, progress = found
             self._progress = Progress(**progress)
-        self._forget_later()
+        self._recorder.go_back(self._progress.global_step)
         self._terminal.print(f"goes on after step {self._progress.global_step} of {self._plan.steps}")
 
     def _latest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -147,11 +144,6 @@ class Trainer:
         state = self._devices.chief_gives(found and found[0])
         progress = self._devices.chief_says(lambda: found and found[1])
         return None if state is None or progress is None else (state, progress)
-
-    def _forget_later(self) -> None:
-        """Drop what was recorded after the step that the run stands at: it will be recorded again."""
-        self._run.truncate_metrics(self._progress.global_step)
-        self._board.go_back(self._progress.global_step)
 
     def _run_stages(self) -> None:
         session, last = None, len(self._plan.stages)
@@ -175,8 +167,8 @@ class Trainer:
         self._progress = failed.back_to(Progress(**saved), settings.factor)
         step, count = self._progress.global_step, f"{failed.rollbacks + 1} of at most {settings.most}"
         self._terminal.print(f"{fault}: back to step {step}, with {settings.factor:g} times the rate ({count})")
-        self._forget_later()
-        self._write_state(self._saved_state)  # killed from here on, the run remembers
+        self._recorder.go_back(step)
+        self._recorder.save(self._saved_state, self._progress)  # killed from here on, the run remembers
 
     def _finish(self) -> dict[str, Any]:
         test = self._data.test
@@ -188,7 +180,7 @@ class Trainer:
             self._progress,
             validate=lambda: (self._kept and self._kept.final()) or self._whole(self._data.val),
             test=(lambda: self._whole(test)) if len(test) else None,
-            board=self._board,
+            board=self._recorder.board,
         )
 
     def _whole(self, rows: np.ndarray) -> Outputs:
@@ -307,7 +299,7 @@ class Trainer:
                     return
                 self._begin_epoch(session, plan)
             stops = self._devices.any(self._should_stop())
-            if self._devices.chief_says(self._save_is_due) or stops:
+            if self._devices.chief_says(lambda: self._recorder.save_is_due(progress)) or stops:
                 self._save(session)
             if stops:
                 raise Interrupted
@@ -319,12 +311,9 @@ class Trainer:
 
     def _after_steps(self, plan: StagePlan, logs: Logs, learning_rate: float) -> None:
         """Show and, when due, record training metrics: running means of the epoch so far."""
-        progress = self._progress
-        self._terminal.step((progress.step - 1) % self._plan.steps_per_epoch + 1, metrics_line(logs, _SHOWN))
-        if progress.step % self._config.log.every == 0:
-            values = logs | {"learning_rate": learning_rate}
-            self._record("step", plan, **values)
-            self._board.scalars("train", values, progress.global_step)
+        step = (self._progress.step - 1) % self._plan.steps_per_epoch + 1
+        self._terminal.step(step, metrics_line(logs, _SHOWN))
+        self._recorder.steps(plan, self._progress, logs | {"learning_rate": learning_rate})
 
     # --- epochs ------------------------------------------------------------------------------------------------------
 
@@ -363,14 +352,11 @@ class Trainer:
         progress.epochs += 1
         progress.metrics = logs | {f"val_{name}": value for name, value in validation.items()}
         self._keep_best(session, plan, stage)
-        self._record("epoch", plan, **progress.metrics, seconds=round(progress.seconds, 3))
-        if progress.step % self._config.log.every:  # else it has this point already
-            self._board.scalars("train", logs, progress.global_step)
-        self._board.scalars("val", validation, progress.global_step)
-        self._board.flush()
-        number = self._epoch(plan) - plan.first_epoch
-        self._terminal.print(f"{plan.name} {number}/{plan.epochs}  {metrics_line(progress.metrics, _SHOWN)}")
-        self._on_epoch(self._epoch(plan), progress.metrics)
+        self._recorder.epoch(plan, progress, logs, validation)
+        number = self._plan.epoch(plan, progress.step)
+        shown = metrics_line(progress.metrics, _SHOWN)
+        self._terminal.print(f"{plan.name} {number - plan.first_epoch}/{plan.epochs}  {shown}")
+        self._on_epoch(number, progress.metrics)
         progress.seconds = time.monotonic() - self._begun_at
         if progress.step == plan.steps or self._ends_early(plan, stage):
             progress.step = plan.steps
@@ -393,17 +379,17 @@ class Trainer:
 
     def _keep_best(self, session: Session, plan: StagePlan, stage: Stage) -> None:
         """Write the weights that were validated, where they are the best so far."""
-        progress, epoch = self._progress, self._epoch(plan)
+        progress = self._progress
         is_best = progress.judge(
             progress.metrics[self._monitor],
-            epoch=epoch,
+            epoch=self._plan.epoch(plan, progress.step),
             smaller_is_better=smaller_is_better(self._monitor),
             min_delta=stage.early_stopping.min_delta,
         )
         if is_best and self._devices.is_chief:
             with session.averaged():
                 weights = {key: np.asarray(variable) for key, variable in self._classifier.variables().items()}
-            checkpoint.save(self._run.best_file, weights, {"epoch": epoch, **progress.metrics})
+            self._recorder.save_best(weights, progress)
 
     def _ends_early(self, plan: StagePlan, stage: Stage) -> bool:
         patience, waited = stage.early_stopping.patience, self._progress.waited
@@ -412,41 +398,11 @@ class Trainer:
         self._terminal.print(f"stage {plan.name} ends early: {self._monitor} did not improve for {waited} epochs")
         return True
 
-    def _epoch(self, plan: StagePlan) -> int:
-        """Number of the epoch that the last step belongs to, counted from 1 over the whole run."""
-        return plan.first_epoch + (self._progress.step - 1) // self._plan.steps_per_epoch + 1
-
-    # --- what is written ---------------------------------------------------------------------------------------------
-
-    def _record(self, event: str, plan: StagePlan, **values: float) -> None:
-        progress = self._progress
-        self._metrics.write(event, plan.name, self._epoch(plan), progress.step, progress.global_step, **values)
-
-    def _save_is_due(self) -> bool:
-        every, progress = self._config.checkpoint.every, self._progress
-        if every.minutes is not None and time.monotonic() - self._saved_at >= 60 * every.minutes:
-            return True
-        if every.steps is not None and progress.step % every.steps == 0:
-            return True
-        ended = progress.step % self._plan.steps_per_epoch == 0
-        return every.epochs is not None and ended and progress.epochs % every.epochs == 0
-
     def _save(self, session: Session) -> None:
         state = session.state()
         if not all(np.isfinite(array).all() for array in state.values() if array.dtype.kind == "f"):
             raise self._fault(session)  # the loss of the last step was finite still, the weights it left are not
-        self._write_state(state)
-
-    def _write_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Make everything durable that was recorded up to here, the state itself last."""
-        if not self._devices.is_chief:
-            return
-        progress, keep = self._progress, self._config.checkpoint.keep
-        self._metrics.sync()
-        self._board.flush()
-        checkpoint.save_step(self._run.checkpoints, progress.global_step, state, asdict(progress), keep)
-        self._status.running(progress)
-        self._saved_at = time.monotonic()
+        self._recorder.save(state, self._progress)
 
     def _fault(self, session: Session) -> NumericalFault:
         return NumericalFault(self._progress.step, session.learning_rate())
@@ -456,7 +412,7 @@ class Trainer:
         most = self._config.log.images
         if self._config.log.tensorboard and most:
             for images, *_ in guarded(self._streams.training(self._config.schedule.stages[0], 0, 1)):
-                self._board.images("training images", images.numpy(), 0, most)
+                self._recorder.board.images("training images", images.numpy(), 0, most)
 
 
-__all__ = ["NumericalFault", "OnEpoch", "Progress", "Pruned", "Stopped", "Trainer"]
+__all__ = ["OnEpoch", "Pruned", "Stopped", "Trainer"]
