@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -73,31 +73,46 @@ class ImageTable:
         Files count as changed when their size or time does; reading every byte of a large data set before each run
         would cost more than the run. It tells whether data changed under a run.
         """
-        digest = self._digest(self.keys, self.labels, self.stamps)
+        digest = self._digest(range(len(self)))
         digest.update(np.ascontiguousarray(self.splits).data)
         return digest.hexdigest()
 
     def rows_hash(self, rows: NDArray[Any]) -> str:
         """SHA-256 (hex) over what the table says about some rows, in their order, splits aside."""
-        stamps = None if self.stamps is None else self.stamps[rows]
-        return self._digest(self.keys.take(pa.array(rows)), self.labels[rows], stamps).hexdigest()
+        return self._digest(rows).hexdigest()
 
-    def _digest(
-        self, keys: pa.LargeBinaryArray, labels: NDArray[Any], stamps: NDArray[np.int64] | None
-    ) -> hashlib._Hash:
-        digest = hashlib.sha256(f"{len(keys)} {self.multi_label} {self.classes!r}".encode())
-        # Names are told apart by their lengths, which no name can imitate.
-        for start in range(0, len(keys), _HASHED_AT_ONCE):
-            chunk = keys.slice(start, _HASHED_AT_ONCE)
-            digest.update(np.diff(_offsets(chunk)).tobytes())
-            digest.update(_characters(chunk))
-        digest.update(np.ascontiguousarray(labels).data)
-        if stamps is not None:
-            digest.update(np.ascontiguousarray(stamps).data)
+    def _digest(self, rows: Rows) -> hashlib._Hash:
+        """Part by part: a copy of all those rows would take as much memory again as the table does."""
+        digest = hashlib.sha256(f"{len(rows)} {self.multi_label} {self.classes!r}".encode())
+        for many in _parts(rows, _NAMES_AT_ONCE):
+            # Names are told apart by their lengths, which no name can imitate.
+            for part in _parts(many, _COPIED_AT_ONCE):
+                digest.update(np.diff(_offsets(self._names(part))).data)
+            for part in _parts(many, _COPIED_AT_ONCE):
+                digest.update(_characters(self._names(part)))
+        for column in (self.labels, self.stamps):
+            if column is not None:
+                for part in _parts(rows, _COPIED_AT_ONCE):
+                    digest.update(np.ascontiguousarray(column[_index(part)]).data)
         return digest
 
+    def _names(self, rows: Rows) -> pa.LargeBinaryArray:
+        return self.keys[_index(rows)] if isinstance(rows, range) else self.keys.take(pa.array(rows))
 
-_HASHED_AT_ONCE = 1_000_000
+
+Rows = NDArray[Any] | range
+"""Row numbers; a range is looked at where it lies, not copied."""
+
+_NAMES_AT_ONCE = 1_000_000  # what is hashed depends on it: lengths of so many names, then their characters
+_COPIED_AT_ONCE = 1 << 16
+
+
+def _parts(rows: Rows, size: int) -> Iterator[Rows]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _index(rows: Rows) -> NDArray[Any] | slice:
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else rows
 
 
 def key_array(keys: Iterable[str | bytes]) -> pa.LargeBinaryArray:
