@@ -2,13 +2,16 @@
 
     python mirrored_runs.py FOLDER CASE...
 
-FOLDER/CASE-one and FOLDER/CASE-mirrored are the run folders.
+FOLDER/CASE-one and FOLDER/CASE-mirrored are the run folders. Of the case overflow there is the second only: how large a
+loss may be scaled depends on the size of the shares.
 """
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 from tlearn.compose import load_config
@@ -33,7 +36,7 @@ TWO_STAGES = (
     "schedule.stages=[{name: head, epochs: 2}, {name: top, unfreeze: {last_blocks: 1}, epochs: 1, carry_slots: true}]"
 )
 CASES = {
-    # everything that must be done once, on the sum of the gradients
+    # everything that must be done once, on the whole batch or on the sum of the gradients
     "streamed": (
         "cache.mode=off",
         TWO_STAGES,
@@ -43,8 +46,20 @@ CASES = {
         "optimizer.weight_decay=0.01",
         "loss.class_weights=balanced",
         "loss.label_smoothing=0.1",
+        "augment.mixup=0.3",
+        "augment.cutmix=1.0",
+        "augment.rand_augment.p=0.5",
     ),
     "cached": ("cache.mode=auto", TWO_STAGES, "head=mlp", "head.units=[8]", "optimizer.block_decay=0.5"),
+    **{
+        precision: (
+            f"precision={precision}",
+            "schedule.stages=[{name: all, unfreeze: all, epochs: 3}]",
+            "optimizer=sgd",
+        )
+        for precision in ("mixed_float16", "mixed_bfloat16")
+    },
+    "overflow": ("precision=mixed_float16", "schedule.stages=[{name: all, unfreeze: all, epochs: 3}]", "optimizer=sgd"),
     "moving": ("schedule.stages=[{name: all, unfreeze: all, epochs: 3, batch_norm: train}]", "augment.mixup=0.3"),
 }
 
@@ -52,6 +67,8 @@ CASES = {
 def train(folder: Path, case: str, strategy: str) -> None:
     path = folder / f"{case}-{strategy}"
     config = load_config([*TINY, *CASES[case], f"strategy={strategy}", f"run_dir={path}"])
+    if case == "overflow":
+        keras.optimizers.LossScaleOptimizer = partial(keras.optimizers.LossScaleOptimizer, initial_scale=2.0**24)
     if case == "streamed" and strategy == "mirrored":  # and stopped within an epoch of the second stage
         asked = iter([False] * 13 + [True] * 99)
         try:
@@ -70,5 +87,5 @@ if __name__ == "__main__":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     for case in sys.argv[2:]:
-        for strategy in ("one", "mirrored"):
+        for strategy in ("mirrored",) if case == "overflow" else ("one", "mirrored"):
             train(Path(sys.argv[1]), case, strategy)
