@@ -44,7 +44,8 @@ class Case:
 
 
 LARGE = ("inception_resnet_v2", "nasnet_large")
-CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in NAMES]
+SIBLINGS = ("vgg19", "densenet169", "densenet201")  # of others in the quick round
+CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE + SIBLINGS else []) for name in NAMES]
 
 
 @pytest.fixture(scope="module", params=CASES)

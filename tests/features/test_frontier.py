@@ -15,8 +15,8 @@ from tlearn.config import BackboneConfig, BatchNorm, HeadConfig, Pooling, Stage
 from tlearn.train.classifier import Classifier, build_classifier, freeze, unfrozen_layers
 from tlearn.train.frontier import Frontier, find_frontier
 
-GIANTS = ("nasnet_large", "inception_resnet_v2", "nasnet_mobile", "densenet169", "densenet201")
-VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] * (name in GIANTS)) for name in SPECS]
+QUICK = ("vgg16", "resnet50", "inception_v3", "mobilenet", "mobilenet_v2")
+VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SPECS]
 PLUGIN = "tiny"  # a user's backbone, see conftest.py
 
 

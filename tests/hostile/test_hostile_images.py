@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +140,3 @@ def test_the_corpus_takes_little_memory(folder: Path) -> None:
     command = [sys.executable, "-c", _PEAK, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert int(done.stdout) < 500, f"{done.stdout.strip()} MB"
-
-
-def test_a_run_leaves_them_out_and_finishes(folder: Path, run_cli: Callable[..., Any], tmp_path: Path) -> None:
-    done = run_cli(
-        *("train", "backbone=embedded", "data=folder", f"data.path={folder}", "data.on_error=skip"),
-        *(f"data.max_pixels={images.MAX_PIXELS}", "schedule.stages.0.epochs=1", "run_dir=run", "log.images=0"),
-        timeout=150,
-    ).assert_ok()
-    assert json.loads(done.stdout.splitlines()[-1])["status"] == "finished"
-    assert "left out, unreadable" in done.stderr
-    assert "\x1b]0;" not in done.stderr
-    assert "\x1b]0;" not in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8", errors="surrogateescape")

@@ -113,6 +113,7 @@ def write(path: Path, text: str) -> None:
 
 
 def test_a_run_of_a_stranger_stays_in_its_folders(watched: Callable[..., tuple[Any, Seen]], tmp_path: Path) -> None:
+    """It leaves out what of the corpus of images is hostile, says so without commanding the terminal, and finishes."""
     work = tmp_path / "work"
     images.make(work / "photos" / "odd")
     for index in range(8):
@@ -123,7 +124,7 @@ def test_a_run_of_a_stranger_stays_in_its_folders(watched: Callable[..., tuple[A
     write(
         work / "experiments" / "stranger.yaml",
         "defaults:\n  - override /backbone: embedded\n  - override /data: folder\n"
-        "name: ../../../stranger\ndata: {path: photos, on_error: skip, max_pixels: 1000000}\n"
+        f"name: ../../../stranger\ndata: {{path: photos, on_error: skip, max_pixels: {images.MAX_PIXELS}}}\n"
         "schedule: {stages: [{name: ../../x, unfreeze: none, epochs: 1}]}\n",
     )
     done, seen = watched("train", "experiment=stranger")
@@ -140,6 +141,10 @@ def test_a_run_of_a_stranger_stays_in_its_folders(watched: Callable[..., tuple[A
     (run,) = (work / "runs").iterdir()
     leaked = [path for path in run.rglob("*") if path.is_file() and b"the-token-of-somebody" in path.read_bytes()]
     assert not leaked
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "finished"
+    assert "left out, unreadable" in done.stderr
+    assert "\x1b]0;" not in done.stderr
+    assert "\x1b]0;" not in (run / "log.txt").read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def test_a_refused_experiment_leaves_no_trace(watched: Callable[..., tuple[Any, Seen]], tmp_path: Path) -> None:

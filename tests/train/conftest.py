@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
 import runpy
 import signal
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,18 @@ def tiny_plugin() -> Iterator[None]:
     yield
     for registry, added in zip(registries, before, strict=True):
         registry._added = added
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_pictures() -> Iterator[None]:
+    """The report's figures take as long to draw as the network to train; they are written all the same."""
+    from tlearn.train import report
+
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_png", lambda figure: file.getvalue())
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +82,22 @@ def tiny() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Any]:
-    """``tiny_config("seed=2")``: that run's config, with more overrides."""
+    """``tiny_config("seed=2")``: that run's config, with more overrides.
+
+    Hydra composes runs once that are the same but for their folder.
+    """
     from tlearn.compose import load_config
 
-    return lambda *overrides: load_config([*TINY, *overrides])
+    composed = lru_cache(maxsize=None)(lambda overrides: load_config([*TINY, *overrides]))
+
+    def configure(*overrides: str) -> Any:
+        folder = [text for text in overrides if text.startswith("run_dir=")]
+        config = copy.deepcopy(composed(tuple(text for text in overrides if text not in folder)))
+        if folder:
+            config.run_dir = folder[-1].removeprefix("run_dir=")
+        return config
+
+    return configure
 
 
 @pytest.fixture(scope="session")

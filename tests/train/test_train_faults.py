@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import re
@@ -15,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.train.faults import OnceEach, Point, faulty_disk
 from tlearn.errors import UserError
-from tlearn.train import checkpoint, report
+from tlearn.train import checkpoint
 from tlearn.train.api import fit, open_run, resume
 from tlearn.train.command import main
 from tlearn.train.run import Run
@@ -37,15 +35,6 @@ STAGES = (
     "log.every=1",
     "xla=off",
 )
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The report's figures take longer to draw than the network to train; they are written all the same."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    monkeypatch.setattr(report, "_png", lambda figure: file.getvalue())
-    return iter([None])
 
 
 @pytest.fixture(scope="module")

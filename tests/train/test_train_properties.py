@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from collections.abc import Callable
@@ -10,22 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from tests.train.test_train_faults import same
-from tlearn.train import report
 from tlearn.train.api import fit, resume
 from tlearn.train.stopping import Stopped
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report's figures take longer to draw than the network to train."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    monkeypatch.setattr(report, "_png", lambda figure: file.getvalue())
 
 
 def random_plan(draw: random.Random) -> list[str]:

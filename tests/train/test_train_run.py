@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tlearn.errors import UserError
+from tlearn.train import report
 from tlearn.train import run as run_module
 from tlearn.train.api import fit, open_run
 from tlearn.train.command import main
@@ -50,17 +51,22 @@ FILES = {
 }
 
 
+DRAWN = report._png
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> tuple[int, str, str, Run]:
-    """One run by the command: its status, standard output, standard error, and folder."""
+    """One run by the command, with real pictures: its status, standard output, standard error, and folder."""
     import contextlib
     import io
 
     where = tmp_path_factory.mktemp("finished") / "mine"
     overrides = [*tiny, *STAGES, f"run_dir={where}", "log.every=4", "log.tensorboard=true", "log.images=5"]
     overrides += ["data.test_fraction=0.1"]
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        status = main(overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_png", DRAWN)
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            status = main(overrides)
     return status, out.getvalue(), err.getvalue(), open_run(where)
 
 
@@ -130,6 +136,7 @@ def test_what_a_run_was_made_of_is_recorded(finished: tuple[int, str, str, Run])
     assert "| down |" in report
     assert "python -m tlearn.train backbone.name=tiny" in report
     for name in ("curves.png", "confusion_matrix.png"):
+        assert len((run.path / name).read_bytes()) > 5000
         assert (run.path / name).read_bytes().startswith(b"\x89PNG")
 
 

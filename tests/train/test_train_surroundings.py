@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import shutil
@@ -15,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from tests.train.test_train_faults import STAGES, same
 from tlearn.data import UnreadableImage
 from tlearn.errors import UserError
-from tlearn.train import report
 from tlearn.train.api import fit, open_run, resume
 from tlearn.train.command import main
 from tlearn.train.run import Run
@@ -28,14 +25,6 @@ from tlearn.train.trainer import Stopped
 
 Make = Callable[..., Any]
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report's figures take longer to draw than the network to train."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    monkeypatch.setattr(report, "_png", lambda figure: file.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -22,16 +22,8 @@ from tlearn.train.plan import plan_run
 from tlearn.train.session import Session
 
 SCHEDULES = sorted(path.stem for path in (shipped("configs") / "schedule").glob("*.yaml"))
-LARGE = (
-    "inception_resnet_v2",
-    "inception_v3",
-    "densenet121",
-    "densenet169",
-    "densenet201",
-    "nasnet_mobile",
-    "nasnet_large",
-)
-VARIANTS = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in SPECS._builtin]
+QUICK = ("vgg16", "resnet50", "mobilenet", "mobilenet_v2")
+VARIANTS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPECS._builtin]
 
 
 def overrides(name: str, schedule: str) -> list[str]:

@@ -45,6 +45,7 @@ def exported(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder, json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.slow  # a default test of each format is below
 def test_every_format_says_what_the_run_says(exported: tuple[Path, dict[str, Any], str], digits_run: Path) -> None:
     folder, report, errors = exported
     assert (report["run"], report["output"], report["status"]) == (str(digits_run), str(folder), "finished")
@@ -72,6 +73,7 @@ def test_every_format_says_what_the_run_says(exported: tuple[Path, dict[str, Any
     assert all(len(line.rstrip()) <= 80 for line in errors.splitlines() if not line.startswith("export"))
 
 
+@pytest.mark.slow
 def test_labels_and_metadata_are_beside_and_inside(exported: tuple[Path, dict[str, Any], str]) -> None:
     import onnx
 
@@ -104,6 +106,7 @@ print(json.dumps([names, answer["probabilities"].numpy().tolist(), "tlearn" in s
 """
 
 
+@pytest.mark.slow
 def test_bytes_are_served_without_tlearn(
     exported: tuple[Path, dict[str, Any], str], digits_run: Path, tmp_path: Path
 ) -> None:
@@ -305,8 +308,14 @@ def test_data_that_are_gone(labels_run: Path, tmp_path: Path, capsys: pytest.Cap
     pictures = tmp_path / "pictures"
     for index in range(4):
         draw_picture(pictures / f"{index}.png", index)
-    (entry,) = tlearn.load(copy).export(formats=["onnx"], images=[str(pictures)])["exports"]
-    assert entry["images"] == 4
+    formats = ["saved_model", "keras", "onnx"]
+    entries = tlearn.load(copy).export(formats=formats, images=[str(pictures)])["exports"]
+    assert [entry["format"] for entry in entries] == formats
+    for entry in entries:
+        assert entry["images"] == 4
+        assert entry["max_difference"] < 1e-5
+    assert entries[0]["signatures"]["image_bytes"]["max_difference"] < 0.03
+    assert (copy / "export" / "labels.txt").read_text().splitlines() == ["green", "red"]
 
 
 def test_a_bare_backbone(assets: Path, keras_home: Path, tmp_path: Path) -> None:
