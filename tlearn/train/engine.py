@@ -21,6 +21,7 @@ import tensorflow as tf
 from tlearn.config import Config, PrefixEngine
 from tlearn.train.environment import is_deterministic
 from tlearn.train.folding import fold_batch_norms
+from tlearn.train.graphs import for_any_batch
 
 Compute = Callable[[Any], list[Any]]
 """Images (n, side, side, 3) to one tensor (n, ...) for each that is asked for."""
@@ -62,8 +63,7 @@ def make_engine(engine: PrefixEngine, model: keras.Model, tensors: Sequence[Any]
     function = prefix_function(engine, model, tensors)
     if engine is PrefixEngine.xla:
         return _whole_batches(tf.function(function, jit_compile=True, autograph=False), batch_size)
-    graph: Compute = tf.function(function, reduce_retracing=True, autograph=False)
-    return graph
+    return for_any_batch(function)
 
 
 def _whole_batches(compiled: Compute, batch_size: int) -> Compute:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlearn.train.distribution import Devices, make_shared_step
+from tlearn.train.graphs import for_any_batch
 from tlearn.train.stopping import NumericalFault
 
 # one execution lasts about this long: short enough to stop and to show progress, long enough to hide Python
@@ -186,7 +187,7 @@ class Evaluation:
     def __init__(self, model: keras.Model, loss: keras.losses.Loss, metrics: list[keras.metrics.Metric]) -> None:
         self._metrics = [keras.metrics.Mean("loss"), *metrics]
 
-        @tf.function(reduce_retracing=True, autograph=False)
+        @for_any_batch
         def step(images: Any, targets: Any) -> Any:
             logits = model(images, training=False)
             self._metrics[0].update_state(loss(targets, logits), sample_weight=tf.shape(targets)[0])
