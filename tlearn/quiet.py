@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -17,11 +18,26 @@ from tlearn.errors import UserError
 def import_tensorflow() -> None:
     """Import TensorFlow and Keras and look for devices, which is when the writing happens. Takes some seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with hidden_output(2, python=False):
+    with hidden_output(2, python=False), _rare_collections():
         import keras  # noqa: F401
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for garbage rarely while so much is made that stays, and never again among what stays.
+
+    Seen: 3.6 instead of 4.4 processor seconds for TensorFlow, and each full collection later 0.2 less.
+    """
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100_000, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.freeze()
 
 
 @contextlib.contextmanager
