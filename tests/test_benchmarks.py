@@ -66,6 +66,8 @@ def test_the_others_run(name: str, tmp_path: Path) -> None:
     check_comparisons(record)
     if name == "sweep":
         assert record["trials_with_other_results"] == 0, "a shared cache changes what is trained"
+        assert record["trials_pruned"] == 1
+        assert {"one cache", "pruning, one cache", "both"} <= record["seconds_saved"].keys()
 
 
 @pytest.mark.slow
