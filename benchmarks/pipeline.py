@@ -2,7 +2,7 @@
 
 The bare loop is what one would write down without a framework: Pillow opens, decodes and resizes a photograph,
 albumentations changes it, a batch is stacked; one thread, no error handling, no seeding by image. tlearn's stream does
-the same with one worker, with as many as there are cores, and with as many as tf.data finds best.
+the same with one worker, and with as many as there are cores, which is what a run has by default.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ def main() -> None:
                 "bare loop": lambda augment=augment: _bare(photographs, augment),
                 "one worker": lambda augment=augment: _stream(photographs, augment, 1),
                 f"{CORES} workers": lambda augment=augment: _stream(photographs, augment, CORES),
-                "tuned": lambda augment=augment: _stream(photographs, augment, None),
             }
             figures = results[f"augment={augment}"] = alternated(sides, REPETITIONS)
             one, several = figures["one worker"], figures[f"{CORES} workers"]
@@ -59,7 +58,6 @@ def main() -> None:
             comparisons += [
                 compare(f"{what}, one worker", "images/s", one, figures["bare loop"], "bare loop", GOAL),
                 compare(f"{what}, {CORES} workers", "images/s", several, one, "one worker", SCALING_GOAL * CORES),
-                compare(f"{what}, tuned", "images/s", figures["tuned"], several, f"{CORES} workers"),
             ]
     write_results("pipeline", results, comparisons, image_size=SIDE)
 
@@ -74,7 +72,7 @@ def _rate(batches: Iterator[Any]) -> float:
     return round(STEPS * BATCH / (time.perf_counter() - begin), 1)
 
 
-def _stream(photographs: Path, augment: str, workers: int | None) -> float:
+def _stream(photographs: Path, augment: str, workers: int) -> float:
     import tlearn
     from tlearn.data import Reading, index_data, training_batches
 
