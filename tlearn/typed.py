@@ -37,7 +37,8 @@ def typed(data: Mapping[str, Any], schema: type[C] = Config, where: str = "") ->
     problems = [*_references(data, where), *find_problems(data, schema, where)]
     if problems:
         raise ConfigError(problems)
-    made: C = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(data))))  # type: ignore[assignment]
+    merged = OmegaConf.merge(_empty(schema), OmegaConf.create(dict(data)))  # type: ignore[arg-type]
+    made: C = OmegaConf.to_object(merged)  # type: ignore[assignment]
     return made
 
 
@@ -89,6 +90,12 @@ def _value_problems(value: Any, kind: Any, schema: type, key: str, path: str) ->
         else:
             if isinstance(taken, float) and not math.isfinite(taken):
                 yield Problem(path, f"must be a finite number, received {value!r}")
+
+
+@cache
+def _empty(schema: type) -> Any:
+    """The defaults, to merge into a copy of."""
+    return OmegaConf.structured(schema)
 
 
 @cache
