@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,7 @@ from tlearn.backbones.__main__ import main
 
 
 def test_table_of_all(run_cli: Callable[..., Any]) -> None:
-    start = time.perf_counter()
     done = run_cli("backbones", env={"COLUMNS": "80"}).assert_ok()
-    assert time.perf_counter() - start < 5  # TensorFlow alone takes longer than the whole command should
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert len([line for line in lines if line.split()[-1] in ("MIT", "Apache-2.0", "4.0")]) == 13

@@ -101,8 +101,7 @@ def test_a_sweep_killed_twice_ends_as_one_that_was_not(
     undisturbed = outcome(fake_sweep("sweep.trials=9", "sweep.dir=undisturbed"))
     for ended in (2, 5):
         with fake_process(0.15, "sweep.trials=9") as worker:
-            wait_for(lambda ended=ended: worker.poll() is not None or len(summaries(tmp_path / "out")) >= ended)
-            time.sleep(0.2)  # into the next trial
+            wait_for(lambda ended=ended: worker.poll() is not None or is_in_the_trial_after(ended, tmp_path / "out"))
             assert worker.poll() is None, worker.stdout.read()
             worker.send_signal(signal.SIGKILL)
     study = fake_sweep("sweep.trials=9")
@@ -267,8 +266,11 @@ def test_a_storage_that_cannot_be_used(place: str, says: str, fake_sweep: FakeSw
     assert "secret" not in str(caught.value)
 
 
-def summaries(folder: Path) -> list[Path]:
-    return list(folder.glob("trials/*/summary.json"))
+def is_in_the_trial_after(ended: int, folder: Path) -> bool:
+    """Whether so many have ended, or more, and the newest has not."""
+    trials = sorted(folder.glob("trials/*"))
+    summaries = [(trial / "summary.json").is_file() for trial in trials]
+    return sum(summaries) >= ended and not summaries[-1]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
