@@ -48,7 +48,6 @@ CASES = {
         "loss.label_smoothing=0.1",
         "augment.mixup=0.3",
         "augment.cutmix=1.0",
-        "augment.rand_augment.p=0.5",
     ),
     "cached": ("cache.mode=auto", TWO_STAGES, "head=mlp", "head.units=[8]", "optimizer.block_decay=0.5"),
     **{

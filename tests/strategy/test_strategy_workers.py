@@ -186,7 +186,7 @@ def entries(cache: Path) -> dict[str, list[bytes]]:
     return {folder.name: [file.read_bytes() for file in sorted(folder.glob("*.bin"))] for folder in folders}
 
 
-MIXED = ("augment.mixup=0.4", "augment.cutmix=1.0", "checkpoint.final=last")
+MIXED = ("augment.mixup=0.4", "augment.cutmix=1.0", "augment.rand_augment.p=0.5", "checkpoint.final=last")
 
 
 @pytest.mark.slow
