@@ -12,7 +12,7 @@ VERBS = {
     "train": ("tlearn.train.command", "train a classifier, or go on with a run"),
     "sweep": ("tlearn.sweep.command", "search config keys with many runs"),
     "reproduce": ("tlearn.reproduce", "repeat a run, and compare every number and the weights"),
-    "plan": ("tlearn.plan", "show what a run would do"),
+    "plan": ("tlearn.plan", "show what a run or a sweep would do"),
     "predict": ("tlearn.predict", "classify images, by a run or by ImageNet's classes"),
     "extract": ("tlearn.extract", "features of images from any layer, to a file"),
     "explain": ("tlearn.explain", "show what in a photograph speaks for a class (Grad-CAM)"),
