@@ -299,6 +299,16 @@ def test_damaged_features_are_made_anew(train: Callable[..., Any]) -> None:
         assert again.furthest_from(expected) == 0
 
 
+def test_a_pass_over_the_images_shows_how_far_it_is(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tlearn.train.console import Terminal
+
+    shown: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(Terminal, "start_epoch", lambda self, label, steps, done: shown.append((label, steps)))
+    monkeypatch.setattr(Terminal, "step", lambda self, done, note: shown.append((done,)))
+    train(*FRESH, "cache.views=3", "schedule.stages.0.epochs=1")  # 18 images, in batches of at most 32
+    assert shown[:6] == [("features of train images", 3), (1,), (2,), (3,), ("features of val images", 1), (1,)]
+
+
 def test_what_was_used_longest_ago_makes_room(train: Callable[..., Any]) -> None:
     size = train(SHORT).plan.stages[0].features.bytes
     first, second, third = (f"data.resize={way}" for way in ("crop", "stretch", "pad"))

@@ -22,6 +22,7 @@ from tlearn.train.feature_key import feature_key, prefix_hash
 from tlearn.train.feature_plan import is_augmented, layouts_of, tensor_names, views_of
 from tlearn.train.first_pixels import images_hash
 from tlearn.train.frontier import Frontier, find_frontier
+from tlearn.train.plan import StagePlan
 from tlearn.train.shards import Shards
 from tlearn.train.stopping import Interrupted
 from tlearn.train.streams import EXTRACTION_BATCH, Streams, guarded
@@ -80,7 +81,7 @@ class FeatureMaker:
         config: Config,
         data: Data,
         classifier: Classifier,
-        stages: Sequence[Any],
+        stages: Sequence[StagePlan],
         streams: Streams,
         terminal: Terminal,
         should_stop: Callable[[], bool] = lambda: False,
@@ -97,7 +98,6 @@ class FeatureMaker:
         self._open: dict[str, Features] = {}
         self._devices = devices or Devices()
         self._shards = Shards(self._devices, self._cache)
-        self._shared = False
 
     def stage(self, index: int) -> StageFeatures | None:
         """Features of a stage; None where it streams. Those of other stages are let go.
@@ -120,7 +120,6 @@ class FeatureMaker:
             if not self._devices.any(not self._open_all(wanted)):
                 self._say(f"features are in the cache: {_megabytes(wanted)}")
             else:
-                self._shared = self._shards.are_used()
                 self._make(index, wanted)
                 if not self._open_all(wanted):
                     raise OSError("they do not stay there")
@@ -176,18 +175,20 @@ class FeatureMaker:
             if self._stages[number].features.made_in == made_in
         ]
         freeze(self._classifier, self._stages[index].layers)
+        shared = self._shards.are_used()
         try:
-            self._pass_over_images([entry for stage in together for entry in stage])
+            self._pass_over_images([entry for stage in together for entry in stage], shared=shared)
         except OSError:  # no room for all: for this stage alone there may be some
             if len(together) == 1:
                 raise
-            self._pass_over_images(together[0])
+            self._pass_over_images(wanted, shared=shared)
 
-    def _pass_over_images(self, wanted: Sequence[_Wanted]) -> None:
+    def _pass_over_images(self, wanted: Sequence[_Wanted], *, shared: bool) -> None:
+        """Write what is missing of some entries; all workers do it together where they share the cache."""
         extractor = self._extractor(wanted)
         for split in ("train", "val"):
             missing = {entry.key: entry for entry in wanted if entry.split == split and not self._cache.has(entry.key)}
-            if self._shared:
+            if shared:
                 keys = self._devices.chief_says(lambda: list(missing))  # noqa: B023, called at once
                 entries = {entry.key: entry for entry in wanted if entry.key in keys}
                 if entries:
