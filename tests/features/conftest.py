@@ -137,7 +137,7 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
 
     Keywords: ``eagerly=False`` makes graphs, which takes longer than such runs do; others are those of ``Trainer``.
     """
-    from tlearn.train import engine, trainer
+    from tlearn.train import trainer
     from tlearn.train.api import prepare
     from tlearn.train.console import Terminal
     from tlearn.train.run import Run
@@ -148,7 +148,6 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
     def train(*overrides: str, eagerly: bool = True, resume: Path | None = None, **keywords: Any) -> Trained:
         import tensorflow as tf
 
-        patch = pytest.MonkeyPatch()
         prepared = prepare(tiny_config(f"run_dir=run{next(numbers)}", *overrides))
         terminal = Terminal(progress=False)
         before = {key: np.asarray(variable).copy() for key, variable in prepared.classifier.variables().items()}
@@ -156,8 +155,6 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
         terminal.log_to(run.log_file)
         tf.config.run_functions_eagerly(eagerly)
         try:
-            if eagerly:  # features too: a graph rounds otherwise than steps that are none
-                patch.setattr(engine, "for_any_batch", lambda function: function)
             subject = trainer.Trainer(
                 run, prepared.config, prepared.data, prepared.classifier, prepared.plan, terminal=terminal, **keywords
             )
@@ -166,7 +163,6 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
             subject.run()
         finally:
             tf.config.run_functions_eagerly(False)
-            patch.undo()
         weights = {key: np.asarray(variable).copy() for key, variable in prepared.classifier.variables().items()}
         return Trained(run, prepared.plan, before, weights, " ".join(run.log_file.read_text().split()))
 

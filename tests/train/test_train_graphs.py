@@ -27,3 +27,13 @@ def test_one_graph_is_made_for_all_sizes() -> None:
     assert [shape.as_list() for shape in made] == [[None, 2]]
     total([np.ones((2, 3), np.float32)] * 2, np.array([1.0], np.float32))
     assert len(made) == 2, "another shape behind the batch is another graph"
+
+
+def test_none_is_made_where_somebody_wants_to_look_inside() -> None:
+    seen = []
+    tf.config.run_functions_eagerly(True)
+    try:
+        for_any_batch(lambda images: seen.append(images.numpy().sum()))(np.ones((3, 2), np.float32))
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert seen == [6]
