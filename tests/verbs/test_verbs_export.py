@@ -45,7 +45,7 @@ def exported(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder, json.loads(done.stdout), done.stderr
 
 
-@pytest.mark.slow  # a default test of each format is below
+@pytest.mark.slow  # tflite, saved_model and onnx alone are tested below, a run's model.keras with training
 def test_every_format_says_what_the_run_says(exported: tuple[Path, dict[str, Any], str], digits_run: Path) -> None:
     folder, report, errors = exported
     assert (report["run"], report["output"], report["status"]) == (str(digits_run), str(folder), "finished")
@@ -308,13 +308,10 @@ def test_data_that_are_gone(labels_run: Path, tmp_path: Path, capsys: pytest.Cap
     pictures = tmp_path / "pictures"
     for index in range(4):
         draw_picture(pictures / f"{index}.png", index)
-    formats = ["saved_model", "keras", "onnx"]
-    entries = tlearn.load(copy).export(formats=formats, images=[str(pictures)])["exports"]
-    assert [entry["format"] for entry in entries] == formats
-    for entry in entries:
-        assert entry["images"] == 4
-        assert entry["max_difference"] < 1e-5
-    assert entries[0]["signatures"]["image_bytes"]["max_difference"] < 0.03
+    (entry,) = tlearn.load(copy).export(formats=["saved_model"], images=[str(pictures)])["exports"]
+    assert entry["images"] == 4
+    assert entry["max_difference"] < 1e-5
+    assert entry["signatures"]["image_bytes"]["max_difference"] < 0.03
     assert (copy / "export" / "labels.txt").read_text().splitlines() == ["green", "red"]
 
 
