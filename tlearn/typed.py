@@ -42,6 +42,15 @@ def typed(data: Mapping[str, Any], schema: type[C] = Config, where: str = "") ->
     return made
 
 
+def typed_again(config: C) -> C:
+    """A dataclass of ``tlearn.config`` that was made in Python, where nothing checks types: ``strategy="mirrored"``.
+
+    Raises:
+        ConfigError: with every wrong type, as for a file.
+    """
+    return typed(dataclasses.asdict(config), type(config))  # type: ignore[call-overload]
+
+
 def _references(value: Any, where: str) -> Iterator[Problem]:
     """Text that OmegaConf would resolve, here or when the run is opened again: ``${oc.env:HOME}`` reads the machine.
 

@@ -64,7 +64,7 @@ def rates() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def fake() -> dict[str, Any]:
-    """``fake_run`` and ``work`` of fake_worker.py."""
+    """``fake_run``, ``open_study`` and ``work`` of fake_worker.py."""
     return runpy.run_path(str(FAKE))
 
 

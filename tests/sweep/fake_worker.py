@@ -47,6 +47,14 @@ def fake_run(seconds: float = 0.0):
     return run
 
 
+def open_study(overrides):
+    """The study as one more worker sees it."""
+    from tlearn.sweep.load import load_sweep
+    from tlearn.sweep.study import SharedStudy
+
+    return SharedStudy(load_sweep(overrides))
+
+
 def work(overrides, run):
     """Run a worker to its end; returns the study."""
     from rich.console import Console

@@ -126,6 +126,40 @@ def test_two_workers_share_one_study(fake_process: Callable[..., Any], fake_swee
     assert sorted(map(int, ended[0] + ended[1])) == [trial.number for trial in study.trials()]
 
 
+@pytest.mark.parametrize("method", ["tpe", "random", "grid", "nsgaii", "cmaes"])
+def test_two_workers_that_ask_at_once_draw_for_two_places(
+    method: str, fake_sweep: FakeSweep, fake: dict[str, Any], rates: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them looks at the study, and before it asks for a trial the other one has begun one."""
+    space = "{optimizer.learning_rate: {type: categorical, choices: [0.1, 0.01, 0.001]}}"
+    overrides = ["sweep.trials=3", f"sweep.sampler.name={method}", "sweep.pruner.name=none"]
+    overrides += [f"sweep.space={space}"] if method == "grid" else []
+    alone = fake_sweep(*overrides, "sweep.dir=alone")
+    one, other = (fake["open_study"]([*rates, *overrides]) for _ in range(2))
+    drawn: dict[int, Any] = {}
+
+    def claim(study: Any) -> None:
+        claimed = study.claim()
+        drawn[claimed.number] = claimed.values
+
+    ask = one.optuna.ask
+
+    def late() -> Any:
+        monkeypatch.setattr(one.optuna, "ask", ask)
+        claim(other)
+        return ask()
+
+    with one.working(), other.working():
+        monkeypatch.setattr(one.optuna, "ask", late)
+        claim(one)
+        claim(one)
+    expected = {trial.number: trial.params for trial in alone.trials()}
+    if method in ("random", "grid"):
+        assert drawn == expected
+    assert len({str(values) for values in drawn.values()}) == len(drawn) == 3, drawn
+    assert all(trial.params for trial in one.trials())
+
+
 def test_a_worker_takes_over_from_one_that_dies_while_it_waits(
     fake_process: Callable[..., Any], fake_sweep: FakeSweep, tmp_path: Path
 ) -> None:

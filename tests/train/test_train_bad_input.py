@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlearn.errors import ConfigError
+from tlearn.train.api import fit, make_plan
 from tlearn.train.command import main
 
 FOLDER = ("data=folder", "data.path=pictures")
@@ -130,6 +133,23 @@ def test_config(overrides: list[str], says: list[str], refused: Callable[..., st
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_config_made_in_python_is_checked_like_one_that_was_read(
+    tiny_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Words stand for choices there too, and what is none is refused: nothing is passed over in silence."""
+    config = tiny_config(f"run_dir={tmp_path / 'run'}")
+    for call in (fit, make_plan):
+        with pytest.raises(ConfigError, match="mirrored needs two devices"):
+            call(dataclasses.replace(config, strategy="mirrored"))
+        stage = dataclasses.replace(config.schedule.stages[0], batch_norm="trian", epochs="many")
+        wrong = dataclasses.replace(config.schedule, stages=[stage])
+        with pytest.raises(ConfigError) as caught:
+            call(dataclasses.replace(config, strategy="mirored", schedule=wrong))
+        where = {problem.where for problem in caught.value.problems}
+        assert where == {"strategy", "schedule.stages.0.batch_norm", "schedule.stages.0.epochs"}
+    assert not (tmp_path / "run").exists()
 
 
 def table(folder: Path, text: str) -> str:

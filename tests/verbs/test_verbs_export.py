@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,10 +86,13 @@ def test_labels_and_metadata_are_beside_and_inside(exported: tuple[Path, dict[st
     assert metadata["exports"] == report["exports"]
     extra = folder / "saved_model" / "1" / "assets.extra"
     assert (extra / "labels.txt").read_text().splitlines() == DIGITS
-    for name in ("model.keras", "model_float32.tflite", "model_int8.tflite"):
+    for name, inside in (("model.keras", "tlearn/"), ("model_float32.tflite", ""), ("model_int8.tflite", "")):
         with zipfile.ZipFile(folder / name) as archive:
-            assert archive.read("labels.txt").decode().splitlines() == DIGITS
-            assert json.loads(archive.read("metadata.json"))["run"] == report["run"]
+            assert len(set(archive.namelist())) == len(archive.namelist()), "nothing hides another entry"
+            assert archive.read(f"{inside}labels.txt").decode().splitlines() == DIGITS
+            assert json.loads(archive.read(f"{inside}metadata.json"))["run"] == report["run"]
+    with zipfile.ZipFile(folder / "model.keras") as archive:
+        assert json.loads(archive.read("metadata.json"))["keras_version"] == keras.__version__
     properties = {entry.key: entry.value for entry in onnx.load(folder / "model.onnx").metadata_props}
     assert json.loads(properties["classes"]) == DIGITS
     assert json.loads(properties["metadata"])["image_size"] == 32

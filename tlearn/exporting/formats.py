@@ -135,12 +135,15 @@ def write_saved_model(network: Network32, path: Path) -> dict[str, Any]:
 # --- Keras -----------------------------------------------------------------------------------------------------------
 
 
+KERAS_FOLDER = "tlearn"
+
+
 def write_keras(network: Network32, path: Path) -> dict[str, Any]:
-    """A Keras file, with labels and metadata as further entries of the zip that it is."""
+    """A Keras file, with labels and metadata in a folder of their own of the zip: it has a ``metadata.json`` itself."""
     network.model.save(path)
     with zipfile.ZipFile(path, "a") as archive:
         for name, text in _texts(network).items():
-            archive.writestr(name, text)
+            archive.writestr(f"{KERAS_FOLDER}/{name}", text)
     return {"inputs": "float32 (batch, S, S, 3)", "outputs": "float32", "import_first": foreign_modules(network.model)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlearn.sweep.config import Pruner, Sampler
@@ -11,9 +11,10 @@ from tlearn.sweep.load import Sweep
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 
-def make_sampler(sweep: Sweep, place: int, taken: Sequence[Mapping[str, Any]] = ()) -> optuna.samplers.BaseSampler:
+def make_sampler(sweep: Sweep, place: int, taken: Sequence[FrozenTrial] = ()) -> optuna.samplers.BaseSampler:
     """The sampler of one trial.
 
     Its random numbers depend on the seed and on the trial's place in the budget alone, so that a study that was
@@ -22,7 +23,7 @@ def make_sampler(sweep: Sweep, place: int, taken: Sequence[Mapping[str, Any]] = 
     Args:
         sweep: whose space is searched.
         place: of the trial, from 0.
-        taken: values of the trials so far, which a grid leaves out.
+        taken: the trials before it, whose values a grid leaves out.
     """
     from optuna import samplers
 
@@ -56,16 +57,19 @@ def make_pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
     return pruners.NopPruner()
 
 
-def _grid_sampler(sweep: Sweep, taken: Sequence[Mapping[str, Any]]) -> optuna.samplers.BaseSampler:
+def _grid_sampler(sweep: Sweep, taken: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
     """The points of the grid in an order that the seed decides; each trial takes the first that nobody has.
 
-    Optuna's own counts a trial that was lost as visited, and knows no conditions.
+    A trial of another worker that has not drawn its point yet is left the one that it will find. Optuna's own counts a
+    trial that was lost as visited, and knows no conditions.
     """
     from optuna import samplers
 
     points = sweep.space.grid()
     random.Random(sweep.settings.seed).shuffle(points)
-    free = [point for point in points if point not in taken]
+    visited = [trial.params for trial in taken]
+    drawing = sum("run" not in trial.user_attrs and trial.params not in points for trial in taken)
+    free = [point for point in points if point not in visited][drawing:]
 
     class Point(samplers.BaseSampler):  # type: ignore[misc,unused-ignore]
         """One point of the grid."""

@@ -201,15 +201,19 @@ class SharedStudy:
 
     def claim(self) -> Claim | None:
         """Begin a trial: one that waits to be tried again, or a new one. None where the budget has no place for it."""
-        taken = self.trials()
-        place = sum(trial.state.name != "WAITING" for trial in taken)
-        self.optuna.sampler = make_sampler(self._sweep, place, [trial.params for trial in taken])
+        from optuna.trial import Trial
+
+        taken = [trial for trial in self.trials() if trial.state.name != "WAITING"]
+        self.optuna.sampler = make_sampler(self._sweep, len(taken), taken)
         trial = self.optuna.ask()
         trial.set_user_attr("worker", self._worker)
         before = [each for each in self.trials() if each.number < trial.number]
         if len(before) >= self._sweep.most_trials:
             self._give_back(trial, "surplus")
             return None
+        if len(before) != len(taken):  # another worker was faster: its place is not drawn for twice
+            self.optuna.sampler = make_sampler(self._sweep, len(before), before)
+            trial = Trial(self.optuna, trial._trial_id)
         values = self._sweep.space.suggest(trial)
         trial.set_user_attr("run", str(self.run_folder(trial.number)))
         return Claim(trial, trial.number, values)

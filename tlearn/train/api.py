@@ -31,6 +31,7 @@ from tlearn.train.run import Run, resolve_weights
 from tlearn.train.stopping import resume_command
 from tlearn.train.storage import explained
 from tlearn.train.unchanged import check_unchanged, manifest, plain
+from tlearn.typed import typed_again
 
 if TYPE_CHECKING:
     from tlearn.train.classifier import Classifier
@@ -102,7 +103,7 @@ def prepare(
 
 def make_plan(config: Config) -> Plan:
     """What a run of this config would do, without doing it; images are not opened."""
-    return prepare(config, check_images=False).plan
+    return prepare(typed_again(config), check_images=False).plan
 
 
 def fit(
@@ -132,6 +133,8 @@ def fit(
     """
     if config.resume is not None:
         raise ConfigError(Problem("resume", "is for the command line", f"call tlearn.resume({config.resume!r})"))
+    if overrides is None:  # else it was composed, and that has looked at types
+        config = typed_again(config)
     terminal = terminal or Terminal(config.log.progress)
     prepared = prepare(config, start=True)
     should_stop()  # asked once, a signal waits for the next question: the folder is made as a whole
