@@ -146,7 +146,24 @@ def test_files_that_come_and_go_are_named(tiny_config: Make, pictures: Path, tmp
     said = str(caught.value)
     assert "ant/0.png: gone" in said
     assert "ant/new.png: added" in said
-    assert "bee/1.png was written at" in said
+    assert "bee/1.png" not in said
     assert "another split" not in said
     assert open_run("run").status["status"] == "stopped"
     assert content == (pictures / "ant" / "new.png").read_bytes()
+
+
+def test_images_that_only_were_written_anew_are_told_and_used(
+    tiny_config: Make, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a copy is, or an archive that was unpacked again."""
+    data = ("data.name=folder", f"data.path={pictures}", "data.batch_size=4", "schedule.stages.0.epochs=2")
+    whole = fit(tiny_config(*data, "run_dir=whole"))
+    with pytest.raises(Stopped):
+        fit(tiny_config(*data, "run_dir=run"), should_stop=lambda: True)
+    for name in ("ant/0.png", "bee/1.png"):
+        os.utime(pictures / name, ns=(1, 1))
+    run = resume("run")
+    assert run.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "data: 2 images of the same size were written anew, and are taken for the same: ant/0.png was" in said
+    assert "and others" in said

@@ -177,7 +177,7 @@ def resume(
     with explained(run.path, how_to_go_on(run)), run.locked():
         _refuse_finished(run)  # now that nobody else can be finishing it
         prepared = prepare(config, start=True)
-        check_unchanged(run, config, prepared.data, prepared.plan.as_dict())
+        check_unchanged(run, config, prepared.data, prepared.plan.as_dict(), terminal.print)
         _check_alike(prepared)
         should_stop()
         run.sweep()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -46,7 +46,9 @@ def plain(data: Any) -> Any:
     return json.loads(json.dumps(data, default=lambda value: value.value if isinstance(value, Enum) else str(value)))
 
 
-def check_unchanged(run: Run, config: Config, data: Data, plan: dict[str, Any]) -> None:
+def check_unchanged(
+    run: Run, config: Config, data: Data, plan: dict[str, Any], say: Callable[[str], None] = lambda line: None
+) -> None:
     """Refuse to go on with other data or another plan than the run began with.
 
     Args:
@@ -59,7 +61,7 @@ def check_unchanged(run: Run, config: Config, data: Data, plan: dict[str, Any]) 
         UserError: with every difference, up to twenty of each kind.
     """
     before = run.plan
-    problems = _data_problems(run, data)
+    problems = _data_problems(run, data, say)
     differences = [
         *differences_of_plans(before, plain(plan)),
         *((f"config.{key}", was, now) for key, was, now in differences_of_configs(before.get("config", {}), config)),
@@ -123,13 +125,21 @@ def shown(value: Any) -> str:
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-def _data_problems(run: Run, data: Data) -> list[Problem]:
-    """What became of the images since the run began."""
+def _data_problems(run: Run, data: Data, say: Callable[[str], None]) -> list[Problem]:
+    """What became of the images since the run began; of those that only have another time it is said, no more.
+
+    A copy, or an archive unpacked again, has other times. What is told apart by size alone may be another picture.
+    """
     before, now = run.manifest, plain(manifest(data))
     keys = [key for key, value in before.items() if key != "source" and now.get(key) != value]
     if not keys:  # where the data lies may be said in another way
         return []
-    problems = _changed_files(run, data, before) if "hash" in keys else []
+    problems, touched = _changed_files(run, data, before) if "hash" in keys else ([], NONE)
+    if touched.count:
+        first = f"{touched.lines[0]}{' and others' if touched.count > 1 else ''}"
+        say(f"data: {touched.count:,} images of the same size were {TOUCHED}, and are taken for the same: {first}")
+    if keys == ["hash"] and touched.count and not problems:
+        return []
     left_out = differing({"left_out": before.get("left_out")}, {"left_out": now["left_out"]})
     problems += [Problem(key, f"was {shown(was)}, is {shown(is_now)}") for key, was, is_now in left_out]
     if before.get("classes") != now["classes"]:
@@ -138,17 +148,20 @@ def _data_problems(run: Run, data: Data) -> list[Problem]:
     return [*problems, Problem("data", f"{data.source.where} is not what the run began with", fix)]
 
 
-def _changed_files(run: Run, data: Data, before: dict[str, Any]) -> list[Problem]:
+def _changed_files(run: Run, data: Data, before: dict[str, Any]) -> tuple[list[Problem], Rows]:
+    """What a run cannot go on with, and the images that only were written anew."""
     try:
         changes = compare(run.files_file, data.table, int(before.get("images", 0)))
     except (ValueError, TypeError) as error:
-        return [Problem("data", f"which files changed is not known: {error}")]
+        return [Problem("data", f"which files changed is not known: {error}")], NONE
     problems: list[Problem] = []
     for what, rows in kinds(changes).items():
+        if what == TOUCHED:
+            continue
         problems += [Problem(line, what) for line in rows.lines]
         if rows.count > len(rows.lines):
             problems.append(Problem("...", f"{rows.count:,} images {what} in all"))
-    return problems
+    return problems, changes.touched
 
 
 def kinds(changes: Changes) -> dict[str, Rows]:
