@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_problems(error)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("stopped; start the same command again to go on", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         return STOPPED
 
 
@@ -81,8 +81,13 @@ def _run(sweep: Sweep) -> int:
     if met and sweep.settings.retrain:
         status, again = retrain(sweep, study)
         result |= again
+    if status == STOPPED:
+        print(_STOPPED, file=sys.stderr)
     print(json.dumps(result), flush=True)
     return status
+
+
+_STOPPED = "stopped; start the same command again to go on"
 
 
 def _report(sweep: Sweep, study: SharedStudy) -> None:

@@ -90,7 +90,7 @@ def reproduce(
         )
     folder = Path(run_dir).expanduser() if run_dir else first.path.with_name(f"{first.path.name}-repeated")
     if folder.exists():
-        raise UserError(Problem("--run-dir", f"{folder} exists", "choose another folder"))
+        raise UserError(Problem("--run-dir", f"{folder} exists", "name another folder: --run-dir FOLDER"))
     config, recorded = first.config, read_json(first.environment_file)
     found = Reproduction(first.path, surroundings=_surroundings(recorded))
     data = index_data(config.data, image_size=image_size(config), seed=config.seed)

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError
+from tlearn.quiet import import_tensorflow
 from tlearn.train.checkpoint import TEMPORARY, write_atomic
 from tlearn.train.foreign import read_json, refuse_links
 from tlearn.train.storage import explained, naming
@@ -341,6 +342,7 @@ def _processor() -> str:
 
 def _devices() -> list[str]:
     """What TensorFlow may run on, such as ``CPU`` or ``GPU: NVIDIA A100``."""
+    import_tensorflow()
     import tensorflow as tf
 
     found = []
