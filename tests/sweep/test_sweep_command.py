@@ -211,6 +211,18 @@ def test_mistakes_end_with_status_2(
     assert not (tmp_path / "sweeps").exists()
 
 
+def test_a_stopped_sweep_says_how_to_go_on(
+    rates: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tlearn.sweep.worker import Worker
+
+    monkeypatch.setattr(Worker, "work", lambda worker: False)  # the budget is not met
+    assert main([*rates]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["status"] == "stopped"
+    assert "stopped; start the same command again to go on" in err
+
+
 def test_mistakes_do_not_wait_for_tensorflow_or_optuna(tmp_path: Path) -> None:
     code = (
         "import sys; from tlearn.sweep.command import main; main(['sweep=heads', 'sweep.space.haed.type=int']); "
