@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tlearn.errors import visible
 from tlearn.train.checkpoint import write_atomic
 from tlearn.train.run import Run
 
@@ -71,6 +72,7 @@ def write_report(
         write_atomic(run.confusion_file, pictures["confusion matrix"])
     lines = [f"# {run.path.name}", "", f"![curves]({run.curves_file.name})", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in summary.items() if key != "run"]
+    lines += _left_out(run.manifest.get("left_out") or [])
     lines += ["", *_stage_rows(epochs)]
     if matrix is not None:
         lines += ["", "## Validation", "", f"![confusion matrix]({run.confusion_file.name})", ""]
@@ -78,6 +80,18 @@ def write_report(
     lines += ["", "## Repeat", "", "```", _command(run), "```", ""]
     write_atomic(run.report_file, "\n".join(lines).encode())
     return pictures
+
+
+_MOST_LEFT_OUT = 20
+
+
+def _left_out(images: Sequence[Sequence[str]]) -> list[str]:
+    """Which images could not be read, and why."""
+    if not images:
+        return []
+    lines = [f"- `{visible(path)}`: {reason}" for path, reason in images[:_MOST_LEFT_OUT]]
+    more = len(images) - len(lines)
+    return ["", f"{len(images):,} images were left out:", "", *lines, *([f"- and {more:,} more"] if more else [])]
 
 
 def _stage_rows(epochs: Sequence[dict[str, Any]]) -> list[str]:
