@@ -240,7 +240,9 @@ def _train(
             trainer.restore()
         run.told = trainer.run()
     except DataError as error:
-        error.add_note(how_to_go_on(run))
+        error.add_note(
+            f"{how_to_go_on(run)}\n    with the image as it was; with a mended one, or without it, begin anew"
+        )
         raise
     return run
 
