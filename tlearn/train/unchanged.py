@@ -56,12 +56,13 @@ def check_unchanged(
         config: that it would go on with.
         data: as found now.
         plan: made from both.
+        say: told of images that only have another time.
 
     Raises:
         UserError: with every difference, up to twenty of each kind.
     """
     before = run.plan
-    problems = _data_problems(run, data, say)
+    problems, notice = _data_problems(run, data)
     differences = [
         *differences_of_plans(before, plain(plan)),
         *((f"config.{key}", was, now) for key, was, now in differences_of_configs(before.get("config", {}), config)),
@@ -73,6 +74,8 @@ def check_unchanged(
         problems.append(Problem(str(run.path), what, fix))
     if problems:
         raise UserError(problems)
+    if notice:
+        say(notice)
 
 
 def differences_of_plans(before: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
@@ -125,27 +128,26 @@ def shown(value: Any) -> str:
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-def _data_problems(run: Run, data: Data, say: Callable[[str], None]) -> list[Problem]:
-    """What became of the images since the run began; of those that only have another time it is said, no more.
+def _data_problems(run: Run, data: Data) -> tuple[list[Problem], str]:
+    """What became of the images since the run began, and what is to be said of those that only have another time.
 
     A copy, or an archive unpacked again, has other times. What is told apart by size alone may be another picture.
     """
     before, now = run.manifest, plain(manifest(data))
     keys = [key for key, value in before.items() if key != "source" and now.get(key) != value]
     if not keys:  # where the data lies may be said in another way
-        return []
+        return [], ""
     problems, touched = _changed_files(run, data, before) if "hash" in keys else ([], NONE)
-    if touched.count:
-        first = f"{touched.lines[0]}{' and others' if touched.count > 1 else ''}"
-        say(f"data: {touched.count:,} images of the same size were {TOUCHED}, and are taken for the same: {first}")
     if keys == ["hash"] and touched.count and not problems:
-        return []
+        first = f"{touched.lines[0]}{' and others' if touched.count > 1 else ''}"
+        count = f"{touched.count:,} images of the same size were {TOUCHED}"
+        return [], f"data: {count}, and are taken for the same: {first}"
     left_out = differing({"left_out": before.get("left_out")}, {"left_out": now["left_out"]})
     problems += [Problem(key, f"was {shown(was)}, is {shown(is_now)}") for key, was, is_now in left_out]
     if before.get("classes") != now["classes"]:
         problems.append(Problem("classes", f"were {shown(before.get('classes'))}, are {shown(now['classes'])}"))
     fix = f"bring the data back as it was; for a new run from these weights: backbone.weights={run.path}"
-    return [*problems, Problem("data", f"{data.source.where} is not what the run began with", fix)]
+    return [*problems, Problem("data", f"{data.source.where} is not what the run began with", fix)], ""
 
 
 def _changed_files(run: Run, data: Data, before: dict[str, Any]) -> tuple[list[Problem], Rows]:
