@@ -16,6 +16,18 @@ import numpy as np
 import pytest
 import yaml
 
+FRESH = ("augment.horizontal_flip.p=0.5", "augment.affine.p=0.7")
+SHORT = "schedule.stages.0.epochs=2"
+TWO_STAGES = (
+    "schedule=two_stage",
+    *("schedule.stages.0.epochs=1", "schedule.stages.0.optimizer.learning_rate=0.01"),
+    *("schedule.stages.1.epochs=1", "schedule.stages.1.optimizer.learning_rate=0.1"),
+)
+
+
+def off(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    return (*overrides, "cache.mode=off")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def plugins() -> Iterator[None]:

@@ -66,6 +66,24 @@ def test_every_kind_of_change(written: Path) -> None:
     assert changes.moved.lines == ["b.png was train, is val"]
 
 
+def test_bytes_decide_about_another_time(tmp_path: Path) -> None:
+    stamps = table(NAMES).stamps
+    assert stamps is not None
+    later, known = table(NAMES, stamps=stamps + np.array([0, 1])), np.arange(1, 9, dtype=np.uint64).reshape(4, 2)
+    now = known.copy()
+    now[1, 1] += 1  # other bytes
+    now[2] = 0  # not read now
+    write_fingerprint(tmp_path / "f", table(NAMES), known)
+    changes = compare(tmp_path / "f", later, 4, now)
+    assert changes.touched.count == 4
+    assert [line.split()[0] for line in changes.doubtful.lines] == ["b.png", "c.png"]
+    assert compare(tmp_path / "f", later, 4).doubtful.count == 4, "nothing is known now"
+    write_fingerprint(tmp_path / "f", table(NAMES))
+    assert compare(tmp_path / "f", later, 4, known).doubtful.count == 4, "nothing was known then"
+    write_fingerprint(tmp_path / "f", table(NAMES), np.zeros((4, 2), np.uint64))
+    assert compare(tmp_path / "f", later, 4, np.zeros((4, 2), np.uint64)).doubtful.count == 4, "neither was"
+
+
 def test_only_the_first_of_many_are_listed(tmp_path: Path) -> None:
     names = [f"{index}.png" for index in range(5000)]
     write_fingerprint(tmp_path / "f", table(names))
@@ -160,10 +178,16 @@ def test_images_that_only_were_written_anew_are_told_and_used(
     whole = fit(tiny_config(*data, "run_dir=whole"))
     with pytest.raises(Stopped):
         fit(tiny_config(*data, "run_dir=run"), should_stop=lambda: True)
-    for name in ("ant/0.png", "bee/1.png"):
-        os.utime(pictures / name, ns=(1, 1))
+    twins = pictures / "ant" / "0.png", pictures / "bee" / "1.png"
+    for path in twins:
+        os.utime(path, ns=(1, 1))
+    content = twins[0].read_bytes()
+    twins[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the last checksum, which no decoder reads
+    with pytest.raises(UserError, match=r"ant/0\.png was written at"):
+        resume("run")
+    twins[0].write_bytes(content)
     run = resume("run")
     assert run.summary["weights_sha256"] == whole.summary["weights_sha256"]
     said = " ".join(capsys.readouterr().err.split())
-    assert "data: 2 images of the same size were written anew, and are taken for the same: ant/0.png was" in said
+    assert "data: 2 images were written anew, with the same bytes: ant/0.png was written at" in said
     assert "and others" in said

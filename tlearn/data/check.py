@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,12 +75,15 @@ class CheckReport:
         checked: number of images looked at.
         unreadable: in the order of the rows.
         duplicates: rows that hold the same file, or the same pixels, byte for byte; two or more in each group.
+        contents: uint64 (rows of the table, 2), a hash of each file's bytes, zeros where they were not read; None where
+            that is so for all.
     """
 
     mode: Check
     checked: int
     unreadable: tuple[Unreadable, ...] = ()
     duplicates: tuple[tuple[int, ...], ...] = ()
+    contents: NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
 
     def under_two_labels(self, table: ImageTable) -> list[tuple[int, ...]]:
         """Duplicates whose labels differ."""
@@ -158,7 +161,11 @@ def check_images(
     if unreadable and on_error is OnError.stop:
         raise _unreadable_error(unreadable, len(rows))
     checked = 0 if mode is Check.none else len(present)
-    return CheckReport(mode, checked, tuple(unreadable), _equal_rows(present, digests))
+    contents = None
+    if mode is Check.decode and source.table.stamps is not None:
+        contents = np.zeros((len(source.table), 2), np.uint64)
+        contents[present] = digests
+    return CheckReport(mode, checked, tuple(unreadable), _equal_rows(present, digests), contents)
 
 
 def _resolved(mode: Check, source: ImageSource, rows: Rows, on_error: OnError) -> Check:
@@ -213,8 +220,8 @@ class _Look:
         for index, row in enumerate(rows):
             if self._given_up or self._should_stop():
                 break
-            # A file whose size no other file has is no duplicate: its content need not be compared.
-            compare = self._twins is None or bool(self._twins[start + index])
+            # A file whose size no other file has is no duplicate: it is read as a whole to be decoded only.
+            compare = self._mode is Check.decode or self._twins is None or bool(self._twins[start + index])
             try:
                 content = self._content(row, compare)
             except UnreadableImage as error:

@@ -232,7 +232,7 @@ def _processors() -> int:
 def untuned(dataset: Any) -> Any:
     """A ``tf.data.Dataset`` without the thread that tunes it: whoever drops an iterator waits until that one wakes up.
 
-    Seen with TensorFlow 2.21: up to some seconds, and the more the longer the iterator lived.
+    Seen with TensorFlow 2.21: up to three seconds.
     """
     import tensorflow as tf
 

@@ -211,7 +211,9 @@ class SharedStudy:
         if len(before) >= self._sweep.most_trials:
             self._give_back(trial, "surplus")
             return None
-        if len(before) != len(taken):  # another worker was faster: its place is not drawn for twice
+        if (
+            len(before) != len(taken) and not trial.params
+        ):  # another worker was faster: nobody draws for its place again
             self.optuna.sampler = make_sampler(self._sweep, len(before), before)
             trial = Trial(self.optuna, trial._trial_id)
         values = self._sweep.space.suggest(trial)

@@ -191,7 +191,7 @@ def _write_inputs(run: Run, config: Config, overrides: list[str] | None, prepare
         manifest=manifest(prepared.data),
         weights=weights_identity(config),
         plan=prepared.plan.as_dict() | {"config": plain(config)},
-        files=lambda path: write_fingerprint(path, prepared.data.table),
+        files=lambda path: write_fingerprint(path, prepared.data.table, prepared.data.report.contents),
     )
 
 

@@ -1,7 +1,8 @@
 """Which files a run was made from: ``files.parquet`` in its folder, and what became of them since.
 
-One row per image: name, size, modification time, label, split. Ten million rows take about as much room as the table
-they came from; nothing of it is read unless the hash of the whole says that something changed.
+One row per image: name, size, modification time, label, split, and where the check has read them a hash of its bytes.
+Ten million rows take about as much room as the table they came from; nothing of it is read unless the hash of the
+whole says that something changed.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ from tlearn.data import ImageTable, Split
 from tlearn.train.checkpoint import replacing
 
 _COLUMNS = ["key", "size", "time", "label", "split"]
+_CONTENT = "content"  # is not there where no file was read as a whole
 _LONGEST_ROW = 5_000  # bytes; a path has 4,096 at most
 _ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # in others, a few bytes may say a long name a million times
 
 
-def write_fingerprint(path: Path, table: ImageTable) -> None:
-    """Write what ``compare`` reads."""
+def write_fingerprint(path: Path, table: ImageTable, contents: Contents = None) -> None:
+    """Write what ``compare`` reads; ``contents`` are those of the check's report."""
     stamps = table.stamps if table.stamps is not None else np.zeros((len(table), 2), np.int64)
-    columns = (table.keys, stamps[:, 0], stamps[:, 1], _labels(table), table.splits)
+    columns = dict(zip(_COLUMNS, (table.keys, stamps[:, 0], stamps[:, 1], _labels(table), table.splits), strict=True))
+    if contents is not None:
+        columns[_CONTENT] = _fixed(contents)
     with replacing(path) as partial:
-        pq.write_table(
-            pa.table(columns, names=_COLUMNS), partial, compression="zstd", use_dictionary=False, write_statistics=False
-        )
+        pq.write_table(pa.table(columns), partial, compression="zstd", use_dictionary=False, write_statistics=False)
 
+
+Contents = NDArray[np.uint64] | None
+"""uint64 (n, 2), see ``tlearn.data.check.CheckReport``."""
 
 MOST_LISTED = 20
 
@@ -59,6 +64,7 @@ class Changes:
         gone, added: names of files.
         altered: of another size.
         touched: of the same size, written at another time.
+        doubtful: those of them whose bytes are others, or are not known to be the same.
         relabelled: of another class.
         moved: in another split.
     """
@@ -67,17 +73,19 @@ class Changes:
     added: Rows
     altered: Rows
     touched: Rows
+    doubtful: Rows
     relabelled: Rows
     moved: Rows
 
 
-def compare(path: Path, table: ImageTable, images: int) -> Changes:
+def compare(path: Path, table: ImageTable, images: int, contents: Contents = None) -> Changes:
     """What became of the files of a run.
 
     Args:
         path: of the file that was written when the run began.
         table: of the files as they are now.
         images: how many there were.
+        contents: of the files as they are now, as the check's report has them.
 
     Raises:
         ValueError: the file is damaged.
@@ -87,7 +95,7 @@ def compare(path: Path, table: ImageTable, images: int) -> Changes:
     gone = names.filter(pc.is_null(pc.index_in(names, value_set=now)))
     added = now.filter(pc.is_null(pc.index_in(now, value_set=names)))
     if len(names.unique()) < len(names):  # rows cannot be told apart by their names
-        return Changes(_names(gone), _names(added), NONE, NONE, NONE, NONE)
+        return Changes(_names(gone), _names(added), NONE, NONE, NONE, NONE, NONE)
     found = pc.index_in(now, value_set=names)
     here = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
     there = found.drop_null().to_numpy().astype(np.int64)
@@ -103,15 +111,22 @@ def compare(path: Path, table: ImageTable, images: int) -> Changes:
     size, time, split = (old[name].to_numpy() for name in ("size", "time", "split"))
     stamps = table.stamps if table.stamps is not None else np.zeros((len(table), 2), np.int64)
     resized, rewritten = differ(size, stamps[:, 0]), differ(time, stamps[:, 1])
+    doubtful = rewritten & ~resized
+    if contents is not None and _CONTENT in old.column_names:
+        before, after = _unfixed(old[_CONTENT])[there], contents[here]
+        doubtful &= (before != after).any(axis=1) | ~after.any(axis=1)
     labels = old["label"].combine_chunks().take(pa.array(there)), _labels(table).take(pa.array(here))
     relabelled = pc.not_equal(*labels).to_numpy(zero_copy_only=False)
+
+    def times(i: int, j: int) -> str:
+        return f"was written at {_moment(time[i])}, is of {_moment(stamps[j, 1])}"
+
     return Changes(
         gone=_names(gone),
         added=_names(added),
         altered=lines(resized, lambda i, j: f"had {size[i]:,} bytes, has {stamps[j, 0]:,}"),
-        touched=lines(
-            rewritten & ~resized, lambda i, j: f"was written at {_moment(time[i])}, is of {_moment(stamps[j, 1])}"
-        ),
+        touched=lines(rewritten & ~resized, times),
+        doubtful=lines(doubtful, times),
         relabelled=lines(relabelled, lambda i, j: "has another label"),
         moved=lines(
             differ(split, table.splits), lambda i, j: f"was {Split(split[i]).name}, is {Split(table.splits[j]).name}"
@@ -127,7 +142,7 @@ def _read(path: Path, images: int) -> pa.Table:
         size = sum(group.total_byte_size for group in groups)
         if file.metadata.num_rows != images or encodings - _ENCODINGS or size > _LONGEST_ROW * (images + 100):
             raise ValueError("it is not what the run has written")
-        if file.schema_arrow.names != _COLUMNS:
+        if file.schema_arrow.names not in (_COLUMNS, [*_COLUMNS, _CONTENT]):
             raise ValueError("its columns are others")
         return file.read()
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -138,10 +153,23 @@ def _labels(table: ImageTable) -> pa.Array:
     """Index of the class; for several labels their bits, as bytes."""
     if not table.multi_label:
         return pa.array(table.labels.astype(np.int32))
-    bits = np.packbits(table.labels.astype(bool), axis=1)
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(bits.shape[1]), len(bits), [None, pa.py_buffer(np.ascontiguousarray(bits))]
-    )
+    return _fixed(np.packbits(table.labels.astype(bool), axis=1))
+
+
+def _fixed(rows: NDArray[Any]) -> pa.FixedSizeBinaryArray:
+    """The rows of an array (n, k), as bytes."""
+    rows = np.ascontiguousarray(rows)
+    kind = pa.binary(rows.shape[1] * rows.itemsize)
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
+
+
+def _unfixed(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Contents (n, 2) of a column."""
+    whole = pa.concat_arrays(column.chunks)
+    if whole.type != pa.binary(16) or whole.null_count:
+        raise ValueError("its contents are none")
+    found = np.frombuffer(whole.buffers()[1], np.uint64).reshape(-1, 2)
+    return found[whole.offset : whole.offset + len(whole)]
 
 
 def _names(keys: pa.Array) -> Rows:

@@ -131,7 +131,8 @@ def shown(value: Any) -> str:
 def _data_problems(run: Run, data: Data) -> tuple[list[Problem], str]:
     """What became of the images since the run began, and what is to be said of those that only have another time.
 
-    A copy, or an archive unpacked again, has other times. What is told apart by size alone may be another picture.
+    A copy, or an archive unpacked again, has other times. Where the check decodes, as it does with up to 20,000 images,
+    it knows the bytes, then and now; else another time is a change like any other.
     """
     before, now = run.manifest, plain(manifest(data))
     keys = [key for key, value in before.items() if key != "source" and now.get(key) != value]
@@ -140,8 +141,7 @@ def _data_problems(run: Run, data: Data) -> tuple[list[Problem], str]:
     problems, touched = _changed_files(run, data, before) if "hash" in keys else ([], NONE)
     if keys == ["hash"] and touched.count and not problems:
         first = f"{touched.lines[0]}{' and others' if touched.count > 1 else ''}"
-        count = f"{touched.count:,} images of the same size were {TOUCHED}"
-        return [], f"data: {count}, and are taken for the same: {first}"
+        return [], f"data: {touched.count:,} images were {TOUCHED}, with the same bytes: {first}"
     left_out = differing({"left_out": before.get("left_out")}, {"left_out": now["left_out"]})
     problems += [Problem(key, f"was {shown(was)}, is {shown(is_now)}") for key, was, is_now in left_out]
     if before.get("classes") != now["classes"]:
@@ -151,15 +151,13 @@ def _data_problems(run: Run, data: Data) -> tuple[list[Problem], str]:
 
 
 def _changed_files(run: Run, data: Data, before: dict[str, Any]) -> tuple[list[Problem], Rows]:
-    """What a run cannot go on with, and the images that only were written anew."""
+    """What a run cannot go on with, and the images that were written anew."""
     try:
-        changes = compare(run.files_file, data.table, int(before.get("images", 0)))
+        changes = compare(run.files_file, data.table, int(before.get("images", 0)), data.report.contents)
     except (ValueError, TypeError) as error:
         return [Problem("data", f"which files changed is not known: {error}")], NONE
     problems: list[Problem] = []
-    for what, rows in kinds(changes).items():
-        if what == TOUCHED:
-            continue
+    for what, rows in (kinds(changes) | {TOUCHED: changes.doubtful}).items():
         problems += [Problem(line, what) for line in rows.lines]
         if rows.count > len(rows.lines):
             problems.append(Problem("...", f"{rows.count:,} images {what} in all"))
