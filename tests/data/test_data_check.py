@@ -74,6 +74,15 @@ def test_copies(folder, mode):
     assert report.under_two_labels(source.table) == [report.duplicates[1]]
 
 
+def test_the_bytes_of_every_file_are_known_that_was_decoded(folder):
+    """Also of those whose size tells that they are no copies."""
+    Image.new("RGB", (3, 3)).save(folder / "a/1.png")
+    contents = check(folder).contents
+    assert contents.shape == (12, 2)
+    assert contents.any(axis=1).all()
+    assert check(folder, Check.header).contents is None
+
+
 def test_equal_size_is_not_equal_content(folder):
     Image.new("RGB", (9, 9), (1, 2, 3)).save(folder / "a/0.bmp")
     content = bytearray((folder / "a/0.bmp").read_bytes())
