@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from tlearn.config import Check, Config
 from tlearn.errors import UserError
 from tlearn.train.command import OK, USER_ERROR, print_problems
+
+if TYPE_CHECKING:
+    from tlearn.data import Data
 
 _HELP = """\
 Print the plan of a run: what trains in each stage, for how long, on what. Nothing is trained or written.
@@ -44,14 +49,27 @@ def _plan_run(overrides: list[str], as_json: bool) -> None:
 
     config = load_config(overrides)
     check_config(config)  # before TensorFlow is imported
-    from tlearn.train.api import make_plan
+    from tlearn.train.api import prepare
     from tlearn.train.console import print_plan
 
-    plan = make_plan(config)
+    prepared = prepare(config, check_images=False)
+    from tlearn.train.foresight import foresee
+
+    plan = prepared.plan
+    found = foresee(config, prepared.data, prepared.classifier, plan)
     if as_json:
-        print(json.dumps(plan.as_dict(), indent=1))
+        print(json.dumps(plan.as_dict() | {"cache": found.as_dict()}, indent=1))
     else:
-        print_plan(plan)
+        print_plan(plan, found, _not_checked(config, prepared.data))
+
+
+def _not_checked(config: Config, data: Data) -> list[str]:
+    """What a plan is made without."""
+    if data.source.file(int(data.train[0])) is None:
+        return []
+    checked = config.data.check is not Check.none
+    later = "the run does that first" if checked else "data.check=none: the run will not look either"
+    return [f"whether the images can be read was not checked; {later}"]
 
 
 def _plan_sweep(overrides: list[str], as_json: bool) -> None:

@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 
 from tlearn.train.api import prepare
-from tlearn.train.console import Terminal
-from tlearn.train.features import FeatureMaker
-from tlearn.train.streams import Streams
+from tlearn.train.feature_entries import FeatureEntries
 
 FRESH = ("augment.horizontal_flip.p=0.5",)
 VIEWS = (*FRESH, "cache.views=2")
@@ -27,16 +25,8 @@ def keys(tiny_config: Callable[..., Any]) -> Callable[..., tuple[str, ...]]:
 
     def keys(*overrides: str) -> tuple[str, ...]:
         prepared = prepare(tiny_config(*overrides))
-        streams = Streams(prepared.config, prepared.data, prepared.plan)
-        maker = FeatureMaker(
-            prepared.config,
-            prepared.data,
-            prepared.classifier,
-            prepared.plan.stages,
-            streams,
-            Terminal(progress=False),
-        )
-        return maker.keys(0)
+        entries = FeatureEntries(prepared.config, prepared.data, prepared.classifier)
+        return tuple(entry.key for entry in entries.of_stage(prepared.plan.stages[0]))
 
     return keys
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from tests.features.conftest import SHORT, TINY
+from tlearn.data import ArraySource
+from tlearn.plan import main
 from tlearn.train.api import prepare
 from tlearn.train.console import plan_table
 from tlearn.train.plan import Plan
@@ -71,8 +79,6 @@ def test_reasons(plan: Callable[..., Plan], overrides: list[str], reason: str, p
 
 
 def test_a_source_that_cannot_tell_is_streamed(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tlearn.data import ArraySource
-
     monkeypatch.delattr(ArraySource, "fingerprint")
     features = plan().stages[0].features
     assert features.reason == "data.name=blotches cannot tell whether its images changed"
@@ -97,3 +103,85 @@ def test_xla_where_it_cannot_repeat_is_refused_before_the_first_step(plan: Calla
     with pytest.raises(ConfigError, match=r"schedule\.stages\.0\.xla"):
         plan(*VGG, "xla=off", "schedule.stages.0.unfreeze={last_blocks: 1}", "schedule.stages.0.xla=on")
     assert plan(*VGG, "deterministic=false", "schedule.stages.0.unfreeze={last_blocks: 1}")
+
+
+# --- what the cache has already --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``printed("seed=2")``: what ``python -m tlearn.plan`` prints of a run's features in the cache ``kept``."""
+
+    def printed(*overrides: str) -> str:
+        capsys.readouterr()
+        assert main([*TINY, "cache.dir=kept", *overrides]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert all(len(line.rstrip()) <= 80 for line in lines)
+        return " ".join(" ".join(lines).split())
+
+    return printed
+
+
+def test_the_plan_tells_what_is_in_the_cache(
+    train: Callable[..., Any], printed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "head 0 of 18 train images, 0 of 6 val: 1 pass" in printed()
+    assert not Path("kept").exists()
+    train("cache.dir=kept", SHORT)
+    train_entry, val_entry = sorted(Path("kept").iterdir(), key=lambda entry: -(entry / "0.bin").stat().st_size)
+    for entry in (train_entry, val_entry):
+        os.utime(entry / "meta.json", (1000, 1000))
+    before = seen(Path("kept"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda *_: pytest.fail("locked"))
+        patch.setattr(ArraySource, "read", lambda *_: pytest.fail("read an image"))
+        told = printed(*TWO_STAGES)
+    assert f"features in the cache {Path('kept').absolute()}" in told
+    assert "head 18 of 18 train images, 6 of 6 val: no pass over the images" in told
+    assert "top 0 of 18 train images, 0 of 6 val: 1 pass" in told
+    assert seen(Path("kept")) == before, "looking is no use"
+    assert "head 0 of 18 train images, 6 of 6 val: 3 passes" in printed(FLIPPED, "cache.views=3")
+
+    shutil.rmtree(val_entry)
+    assert "head 18 of 18 train images, 0 of 6 val: one pass over the val images" in printed()
+    os.truncate(train_entry / "0.bin", 60)
+    assert "head 0 of 18 train images, 0 of 6 val: 1 pass" in printed()
+
+
+def seen(folder: Path) -> list[tuple[str, int, int]]:
+    return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+def test_features_above_trained_layers_show_later(printed: Callable[..., str]) -> None:
+    """Those of the middle block change in the first stage; of the last, nothing that they are made of does."""
+    unfrozen = {"mid": "{layers: mid_conv}", "head": "none", "top": "{last_blocks: 2}"}
+    stages = [f"{{name: {name}, epochs: 1, unfreeze: {selector}}}" for name, selector in unfrozen.items()]
+    told = printed(f"schedule.stages=[{', '.join(stages)}]")
+    assert "mid 0 of 18 train images, 0 of 6 val: 1 pass" in told
+    assert "head shows once earlier stages have trained what is below its features: at most 1 pass" in told
+    assert "top 0 of 18 train images, 0 of 6 val: made in the pass of mid" in told
+
+
+@pytest.mark.parametrize(
+    ("check", "says"),
+    [("auto", "the run does that first"), ("none", "data.check=none: the run will not look either")],
+)
+def test_images_are_not_opened(printed: Callable[..., str], tmp_path: Path, check: str, says: str) -> None:
+    for name in "abcdefgh":
+        (tmp_path / "files" / "ab"[name > "d"]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "files" / "ab"[name > "d"] / f"{name}.jpg").write_bytes(b"no photograph")
+    told = printed("data.name=folder", "data.path=files", "data.val_fraction=0.5", f"data.check={check}")
+    assert f"note: whether the images can be read was not checked; {says}" in told
+    assert "not checked" not in printed(), "those in memory need no check"
+
+
+def test_programs_read_what_is_in_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "cache.dir=kept", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cache"] == {
+        "folder": str(Path("kept").absolute()),
+        "stages": [{"stage": "head", "train": False, "val": False, "made_in": 0, "passes": 1}],
+    }
+    assert main([*TINY, "cache.mode=off", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cache"]["stages"] == []

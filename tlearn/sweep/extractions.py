@@ -6,7 +6,6 @@ for each searched key by itself, with all others as they are in the first trial.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -104,22 +103,17 @@ class _Models:
 
     def features(self, values: Mapping[str, Scalar]) -> tuple[tuple[str, ...], int, int]:
         """Keys of the features made from untouched weights, passes that others cannot share, and bytes."""
-        from tlearn.train.console import Terminal
-        from tlearn.train.features import FeatureMaker
-        from tlearn.train.streams import Streams
+        from tlearn.train.feature_entries import FeatureEntries
 
         prepared = self._prepare(values)
-        config, stages = prepared.config, prepared.plan.stages
-        streams = Streams(config, prepared.data, prepared.plan)
-        maker = FeatureMaker(config, prepared.data, prepared.classifier, stages, streams, Terminal(False))
-        with contextlib.closing(maker):
-            together = [stage.features.cached and stage.features.made_in == 0 for stage in stages]
-            first = [index for index, is_first in enumerate(together) if is_first]
-            keys = tuple(key for index in first for key in maker.keys(index))
+        stages = prepared.plan.stages
+        entries = FeatureEntries(prepared.config, prepared.data, prepared.classifier)
+        first = [stage for stage in stages if stage.features.cached and stage.features.made_in == 0]
+        keys = tuple(entry.key for stage in first for entry in entries.of_stage(stage))
         later = {stage.features.made_in for stage in stages if stage.features.cached} - {0}
         own = sum(max(1, stages[index].features.views) for index in later if index is not None)
         own += sum(stage.epochs for stage in stages if not stage.features.cached)
-        return keys, own, sum(stages[index].features.bytes for index in first)
+        return keys, own, sum(stage.features.bytes for stage in first)
 
     def _prepare(self, values: Mapping[str, Scalar]) -> Prepared:
         from tlearn.train.api import prepare

@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tlearn.errors import visible
+from tlearn.words import counted
 
 if TYPE_CHECKING:
+    from tlearn.train.foresight import Foresight, StageForesight
     from tlearn.train.launch import JobResult
     from tlearn.train.plan import Plan
 
@@ -145,9 +147,37 @@ def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> 
     return "  ".join(f"{name} {logs[name]:.4g}" for name in (names or logs) if name in logs)
 
 
-def print_plan(plan: Plan) -> None:
-    """The plan on standard output."""
-    Console(highlight=False, markup=False).print(plan_table(plan))
+def print_plan(plan: Plan, foresight: Foresight, notes: Sequence[str] = ()) -> None:
+    """The plan on standard output, with what the cache has of its features, and notes on how it was made."""
+    console = Console(highlight=False, markup=False)
+    console.print(plan_table(plan))
+    if foresight.stages:
+        console.print(_foresight_lines(plan, foresight))
+    for note in notes:
+        console.print(f"note: {note}")
+
+
+def _foresight_lines(plan: Plan, foresight: Foresight) -> Group:
+    lines = Table.grid(padding=(0, 2))
+    for stage in foresight.stages:
+        if stage.train is None or stage.val is None:
+            text = "shows once earlier stages have trained what is below its features"
+        else:
+            text = f"{plan.train_images if stage.train else 0:,} of {plan.train_images:,} train images, "
+            text += f"{plan.val_images if stage.val else 0:,} of {plan.val_images:,} val"
+        lines.add_row(stage.stage, f"{text}: {_passes_left(plan, stage)}")
+    return Group(Text(f"features in the cache {foresight.folder}:"), lines)
+
+
+def _passes_left(plan: Plan, stage: StageForesight) -> str:
+    """What is left to do for a stage."""
+    if stage.made_in is None:
+        return "no pass over the images"
+    maker = plan.stages[stage.made_in]
+    if maker.name != stage.stage:
+        return f"made in the pass of {maker.name}"
+    at_most = "at most " if stage.train is None else ""
+    return at_most + (counted(stage.passes, "pass", "passes") if stage.passes else "one pass over the val images")
 
 
 def print_results(jobs: Sequence[Sequence[str]], results: Sequence[JobResult | None]) -> None:

@@ -75,6 +75,11 @@ class Layout:
         return sum(math.prod(shape) for shape in self.shapes) * np.dtype(self.dtype).itemsize
 
     @property
+    def array_bytes(self) -> tuple[int, ...]:
+        """Bytes of each array."""
+        return tuple(self.rows * math.prod(shape) * np.dtype(self.dtype).itemsize for shape in self.shapes)
+
+    @property
     def bytes(self) -> int:
         """Bytes of the entry."""
         return self.rows * self.bytes_per_row
@@ -185,8 +190,8 @@ class Writer:
 
     def reserve(self) -> None:
         """Take the space of all rows. Raises OSError: there is none."""
-        for file, shape in zip(self._files, self._layout.shapes, strict=True):
-            _reserve(file, self._layout.rows * math.prod(shape) * np.dtype(self._layout.dtype).itemsize)
+        for file, size in zip(self._files, self._layout.array_bytes, strict=True):
+            _reserve(file, size)
 
     def append(self, tensors: Sequence[np.ndarray]) -> None:
         """Write the next rows: one array (n, ...) per tensor. Raises OSError: no space, or too large for float16."""
@@ -249,6 +254,19 @@ class FeatureCache:
     def has(self, key: str) -> bool:
         """Whether there is a complete entry; only opening it tells whether it is sound."""
         return (self.folder / key / _META).is_file() and (self.folder / key / _LOCK).is_file()
+
+    def seems_to_hold(self, key: str, layout: Layout) -> bool:
+        """Whether there is a complete entry, as far as names and sizes tell: no lock is held, no array read."""
+        folder, sizes = self.folder / key, layout.array_bytes
+        try:
+            meta = _read_meta(folder) if self.has(key) else None
+            return (
+                meta is not None
+                and _layout(meta) == layout
+                and all((folder / f"{index}.bin").stat().st_size == size for index, size in enumerate(sizes))
+            )
+        except OSError:
+            return False
 
     def has_features_of(self, images: str) -> bool:
         """Whether some entry was written for images of this hash."""

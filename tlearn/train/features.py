@@ -12,14 +12,15 @@ import keras
 from rich.text import Text
 
 from tlearn.config import Config
-from tlearn.data import Data, Reading, fingerprint
+from tlearn.data import Data, Reading
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
 from tlearn.train.distribution import Devices
 from tlearn.train.engine import Compute, Extractor, planned_engine, prefix_function
-from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer, cache_folder
-from tlearn.train.feature_key import feature_key, prefix_hash
-from tlearn.train.feature_plan import is_augmented, layouts_of, tensor_names, views_of
+from tlearn.train.feature_cache import FeatureCache, Features, Writer, cache_folder
+from tlearn.train.feature_entries import FeatureEntries, Wanted
+from tlearn.train.feature_key import prefix_hash
+from tlearn.train.feature_plan import views_of
 from tlearn.train.first_pixels import images_hash
 from tlearn.train.frontier import Frontier, find_frontier
 from tlearn.train.plan import StagePlan
@@ -53,17 +54,6 @@ class StageFeatures:
         return prefix_hash(self.frontier) == self.prefix
 
 
-@dataclass(frozen=True, eq=False)
-class _Wanted:
-    """An entry of the cache that a stage needs."""
-
-    split: str
-    key: str
-    layout: Layout
-    tensors: tuple[Any, ...]
-    about: str
-
-
 class FeatureMaker:
     """Gives each stage its features: from the cache, or made in one pass with those of later stages.
 
@@ -94,6 +84,7 @@ class FeatureMaker:
         self._streams = streams
         self._terminal = terminal
         self._should_stop = should_stop
+        self._entries = FeatureEntries(config, data, classifier)
         self._cache = FeatureCache(cache_folder(config.cache), config.cache.max_gb * 1e9)
         self._open: dict[str, Features] = {}
         self._devices = devices or Devices()
@@ -114,7 +105,7 @@ class FeatureMaker:
             return None
         frontier = find_frontier(self._classifier.model)
         prefix = prefix_hash(frontier)
-        train, val = wanted = self._wanted(frontier, prefix)
+        train, val = wanted = self._entries.of(frontier, prefix)
         self._close_all_but({train.key, val.key})
         try:
             if not self._devices.any(not self._open_all(wanted)):
@@ -144,15 +135,11 @@ class FeatureMaker:
         function = prefix_function(planned_engine(self._config), self._classifier.model, frontier.tensors)
         return frontier.suffix(), function
 
-    def keys(self, index: int) -> tuple[str, ...]:
-        """Names of a stage's entries in the cache, given that its prefix has its variables already."""
-        return tuple(entry.key for entry in self._wanted_by(index))
-
     def close(self) -> None:
         """Let others delete what was in use."""
         self._close_all_but(set())
 
-    def _open_all(self, wanted: Sequence[_Wanted]) -> bool:
+    def _open_all(self, wanted: Sequence[Wanted]) -> bool:
         """Open what is not open yet; whether everything is open now."""
         for entry in wanted:
             if entry.key not in self._open:
@@ -165,12 +152,12 @@ class FeatureMaker:
         for key in self._open.keys() - keys:
             self._open.pop(key).close()
 
-    def _make(self, index: int, wanted: tuple[_Wanted, _Wanted]) -> None:
+    def _make(self, index: int, wanted: tuple[Wanted, Wanted]) -> None:
         """Write what is missing for a stage, and for the later ones that are planned into the same pass."""
         made_in = self._stages[index].features.made_in
         together = [wanted]
         together += [
-            self._wanted_by(number)
+            self._entries.of_stage(self._stages[number])
             for number in range(index + 1, len(self._stages))
             if self._stages[number].features.made_in == made_in
         ]
@@ -183,7 +170,7 @@ class FeatureMaker:
                 raise
             self._pass_over_images(wanted, shared=shared)
 
-    def _pass_over_images(self, wanted: Sequence[_Wanted], *, shared: bool) -> None:
+    def _pass_over_images(self, wanted: Sequence[Wanted], *, shared: bool) -> None:
         """Write what is missing of some entries; all workers do it together where they share the cache."""
         extractor = self._extractor(wanted)
         for split in ("train", "val"):
@@ -197,9 +184,9 @@ class FeatureMaker:
                 with self._writers(list(missing.values())) as writers:
                     self._extract(split, writers, extractor)
 
-    def _extract_shards(self, split: str, entries: list[_Wanted], extractor: Callable[[Any], dict[int, Any]]) -> None:
+    def _extract_shards(self, split: str, entries: list[Wanted], extractor: Callable[[Any], dict[int, Any]]) -> None:
         """One pass over the images of a split by all workers; what one of them cannot do, none of them has done."""
-        rows, index = self._rows(split), self._devices.plan.index
+        rows, index = self._entries.rows(split), self._devices.plan.index
         first, stop = self._shards.bounds(len(rows))[index]
         shards = []
         for entry in entries:
@@ -233,7 +220,7 @@ class FeatureMaker:
             raise failed or OSError("another worker cannot keep its share")
 
     @contextlib.contextmanager
-    def _writers(self, entries: list[_Wanted]) -> Iterator[list[tuple[_Wanted, Writer]]]:
+    def _writers(self, entries: list[Wanted]) -> Iterator[list[tuple[Wanted, Writer]]]:
         """Open entries for writing, in one order in all processes, so that none waits for another in a circle."""
         waits = False
 
@@ -254,7 +241,7 @@ class FeatureMaker:
                     writers.append((entry, writer))
             yield writers
 
-    def _extractor(self, wanted: Sequence[_Wanted]) -> Callable[[Any], dict[int, Any]]:
+    def _extractor(self, wanted: Sequence[Wanted]) -> Callable[[Any], dict[int, Any]]:
         """Images to the tensors of all entries, by their ids; its graph is made once for both splits."""
         tensors = {id(tensor): tensor for entry in wanted for tensor in entry.tensors}
         compute = Extractor(
@@ -270,15 +257,15 @@ class FeatureMaker:
     def _extract(
         self,
         split: str,
-        writers: list[tuple[_Wanted, Writer]],
+        writers: list[tuple[Wanted, Writer]],
         extractor: Callable[[Any], dict[int, Any]],
         rows: Any = None,
     ) -> None:
         """One pass over the images of a split, or some rows of it, that writes all entries."""
         if not writers:
             return
-        rows = self._rows(split) if rows is None else rows
-        views = views_of(self._config) if self._is_changed(split) else 0
+        rows = self._entries.rows(split) if rows is None else rows
+        views = views_of(self._config) if self._entries.is_changed(split) else 0
         self._say(f"features of {len(rows):,} {split} images: {_megabytes([entry for entry, _ in writers])}, one pass")
         steps = math.ceil(len(rows) / EXTRACTION_BATCH) * max(views, 1)
         self._terminal.start_epoch(f"features of {split} images", steps, 0)
@@ -292,42 +279,6 @@ class FeatureMaker:
         finally:
             self._terminal.end_epoch()
 
-    # --- what a stage needs ------------------------------------------------------------------------------------------
-
-    def _wanted_by(self, index: int) -> tuple[_Wanted, _Wanted]:
-        """Entries of a stage, given that its prefix has its variables already."""
-        freeze(self._classifier, self._stages[index].layers)
-        frontier = find_frontier(self._classifier.model)
-        return self._wanted(frontier, prefix_hash(frontier))
-
-    def _wanted(self, frontier: Frontier, prefix: str) -> tuple[_Wanted, _Wanted]:
-        train, val = layouts_of(self._config, self._data, frontier)
-        return self._entry("train", frontier, prefix, train), self._entry("val", frontier, prefix, val)
-
-    def _entry(self, split: str, frontier: Frontier, prefix: str, layout: Layout) -> _Wanted:
-        config, backbone = self._config, self._classifier.backbone
-        augment = config.augment if self._is_changed(split) else None
-        reading = Reading.of(config.data, backbone.image_size)
-        key = feature_key(
-            fingerprint(self._data.source, self._rows(split)),
-            reading,
-            prefix,
-            layout,
-            planned_engine(config),
-            augment=augment,
-            seed=config.seed,
-        )
-        tensors = ", ".join(tensor_names(self._classifier, frontier))
-        about = f"{backbone.spec.name} {backbone.image_size} px, {config.data.name} {split}: {tensors}"
-        return _Wanted(split, key, layout, frontier.tensors, about)
-
-    def _rows(self, split: str) -> Any:
-        return self._data.train if split == "train" else self._data.val
-
-    def _is_changed(self, split: str) -> bool:
-        """Whether the images of a split are changed at random."""
-        return split == "train" and is_augmented(self._config)
-
     def _say(self, text: str) -> None:
         self._terminal.print(Text(text))  # not as markup: a path may hold brackets
 
@@ -336,5 +287,5 @@ class FeatureMaker:
             raise Interrupted
 
 
-def _megabytes(entries: Sequence[_Wanted]) -> str:
+def _megabytes(entries: Sequence[Wanted]) -> str:
     return f"{sum(entry.layout.bytes for entry in entries) / 1e6:,.1f} MB"
