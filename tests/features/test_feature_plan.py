@@ -73,7 +73,8 @@ def test_reasons(plan: Callable[..., Plan], overrides: list[str], reason: str, p
     assert features.cached is (passes < 20)
     assert made.passes == passes
     text = " ".join(" ".join(shown(made)).split())
-    assert ("computes all images in each epoch: " + reason in text) is not features.cached
+    streamed = f"computes all images in each epoch: {reason}; 20 passes over 55.3 kB of pixels"
+    assert (streamed in text) is not features.cached
     saved = " instead of 20, prefix engine graph" if passes < 20 else ""
     assert text.endswith(f"passes over the training images: {passes}{saved}") or "note:" in text
 
@@ -171,9 +172,14 @@ def test_images_are_not_opened(printed: Callable[..., str], tmp_path: Path, chec
     for name in "abcdefgh":
         (tmp_path / "files" / "ab"[name > "d"]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "files" / "ab"[name > "d"] / f"{name}.jpg").write_bytes(b"no photograph")
-    told = printed("data.name=folder", "data.path=files", "data.val_fraction=0.5", f"data.check={check}")
+    files = ("data.name=folder", "data.path=files", "data.val_fraction=0.5", f"data.check={check}")
+    told = printed(*files)
     assert f"note: whether the images can be read was not checked; {says}" in told
     assert "not checked" not in printed(), "those in memory need no check"
+    streamed = printed(*files, "cache.mode=off")
+    assert "cache.mode=off; 20 passes over 52 bytes of files" in streamed, "four of thirteen"
+    in_memory = printed(*files, "cache.mode=off", "data.cache=memory")
+    assert "cache.mode=off; 20 passes over 12.3 kB of pixels, decoded once" in in_memory
 
 
 def test_programs_read_what_is_in_the_cache(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tlearn.errors import visible
-from tlearn.words import counted
+from tlearn.words import counted, size_text
 
 if TYPE_CHECKING:
     from tlearn.train.foresight import Foresight, StageForesight
     from tlearn.train.launch import JobResult
-    from tlearn.train.plan import Plan
+    from tlearn.train.plan import Plan, StagePlan
 
 _PLAIN_WIDTH = 100
 _RESULTS = ("val_accuracy", "val_auc", "val_loss", "test_accuracy")
@@ -134,12 +134,21 @@ def _feature_lines(plan: Plan) -> Group:
             size = f"{features.bytes / 1e6:,.1f} MB, {features.bytes_per_image:,} bytes an image"
             text = f"computes {', '.join(features.tensors)} {when}: {size} in {features.dtype}"
         else:
-            text = f"computes all images in each epoch: {features.reason}"
+            text = f"computes all images in each epoch: {features.reason}; {_streaming(plan, stage)}"
         lines.add_row(stage.name, Text(text))
     passes = f"passes over the training images: {plan.passes}"
     passes += f" instead of {plan.epochs}" if plan.passes < plan.epochs else ""
     engine = next((stage.features.engine for stage in plan.stages if stage.features.cached), "")
     return Group(lines, passes + (f", prefix engine {engine}" if engine else ""))
+
+
+def _streaming(plan: Plan, stage: StagePlan) -> str:
+    """How often a stage goes through the training images, and what it reads each time."""
+    passes = counted(stage.epochs, "pass", "passes")
+    if plan.file_bytes is not None and not plan.decoded_once:
+        return f"{passes} over {size_text(plan.file_bytes)} of files"
+    pixels = size_text(plan.train_images * plan.image_size**2 * 3)
+    return f"{passes} over {pixels} of pixels" + (", decoded once" if plan.decoded_once else "")
 
 
 def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> str:

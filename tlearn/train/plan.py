@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlearn.config import ClassWeights, Config, Duration, LearningRateSchedule, Stage
+from tlearn.config import ClassWeights, Config, DataCache, Duration, LearningRateSchedule, Stage
 from tlearn.data import Data, Split
 from tlearn.train.classifier import Classifier, freeze, unfrozen_layers
 from tlearn.train.distribution import DevicePlan
@@ -53,7 +53,13 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run: facts of the model and the data, and the stages in order."""
+    """A whole run: facts of the model and the data, and the stages in order.
+
+    Of what does not say what it is by its name:
+        file_bytes: size of the files of the training images together; None: they are not files.
+        decoded_once: whether all images stay in memory as pixels of the model's size.
+        replicas: devices among which each batch is divided; ``devices`` says the same for people.
+    """
 
     backbone: str
     weights: str
@@ -73,6 +79,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     devices: str = "one"
     replicas: int = 1
+    file_bytes: int | None = None
+    decoded_once: bool = False
 
     @property
     def steps(self) -> int:
@@ -145,6 +153,8 @@ def plan_run(config: Config, data: Data, classifier: Classifier, devices: Device
         notes=tuple(_notes(config, data, classifier)),
         devices="one" if devices is None or devices.replicas == 1 else str(devices),
         replicas=1 if devices is None else devices.replicas,
+        file_bytes=None if table.stamps is None else int(table.stamps[data.train, 0].sum()),
+        decoded_once=config.data.cache is DataCache.memory,
     )
 
 

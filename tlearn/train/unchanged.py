@@ -18,6 +18,9 @@ _SHOWN = 20  # values of the plan
 _WORDS = {"unfreeze", "lowest", "optimizer", "head", "weights", "reason", "notes"}
 """Keys of a plan that say in words what others, or the config, say in numbers: a new version may say it otherwise."""
 
+_FOLLOWING = {"file_bytes", "decoded_once"}
+"""Keys of a plan that follow from files and config, which are compared themselves; older plans do not have them."""
+
 _FREE = ("run_dir", "resume", "name", "log.", "checkpoint.every.", "checkpoint.keep", "cache.dir", "data.workers")
 """Keys of a config that change nothing about the weights of a run: they may be edited before it goes on."""
 
@@ -79,9 +82,9 @@ def check_unchanged(
 
 
 def differences_of_plans(before: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
-    """What a plan says otherwise than before, its words aside."""
+    """What a plan says otherwise than before, its words aside, and what follows from other things."""
     found = differing({key: value for key, value in before.items() if key != "config"}, now)
-    return [difference for difference in found if not set(difference[0].split(".")) & _WORDS]
+    return [difference for difference in found if not set(difference[0].split(".")) & (_WORDS | _FOLLOWING)]
 
 
 def differences_of_configs(before: dict[str, Any], config: Config) -> list[Difference]:
