@@ -9,6 +9,7 @@ those which are there need not be computed again with others.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from tlearn.config import CacheConfig, CacheMode, Config, FeatureType, Pooling, 
 from tlearn.data import fingerprint
 from tlearn.images import FileImages
 from tlearn.labelled import Labelled
-from tlearn.train.feature_cache import FeatureCache, Features, Layout, cache_folder
+from tlearn.train.feature_arrays import Features, Layout
+from tlearn.train.feature_cache import FeatureCache, cache_folder
 
 if TYPE_CHECKING:
     from tlearn.network import Network
@@ -88,7 +90,7 @@ def kept_features(
     kept = dict.fromkeys(tensors, KeptFeatures())
     if cache is None or known is None:  # None: images that cannot be told from others
         return kept
-    store, engine = FeatureCache(cache_folder(cache), cache.max_gb * 1e9), engine_of(network)
+    store, engine = FeatureCache(cache_folder(cache), cache.max_gb * 1e9, _say), engine_of(network)
     for name, asked in tensors.items():
         tensor = _as_in_training(asked)
         frontier = Frontier(network.model, (tensor,), tuple(keras.Model(network.model.input, tensor).operations))
@@ -100,6 +102,10 @@ def kept_features(
         about = f"{network.backbone.spec.name} {network.backbone.image_size} px, {_about(images)}: {name}"
         kept[name] = KeptFeatures(store, key, layout, about, engine is not PrefixEngine.xla)
     return kept
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _fingerprint(images: FileImages | Labelled) -> str | None:

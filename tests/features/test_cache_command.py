@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tlearn.cache import main
-from tlearn.train.feature_cache import FeatureCache, Layout
+from tlearn.train.feature_arrays import Layout
+from tlearn.train.feature_cache import FeatureCache
 
 KEYS = [f"{index:032x}" for index in (0xA1, 0xB2, 0xC3)]
 LAYOUT = Layout(1234, ((7, 7, 3),), "float32")

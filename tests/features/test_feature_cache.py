@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from tlearn.config import CacheConfig
-from tlearn.train import feature_cache
-from tlearn.train.feature_cache import FeatureCache, Layout, cache_folder
+from tlearn.train import feature_arrays
+from tlearn.train.feature_arrays import Layout
+from tlearn.train.feature_cache import FeatureCache, cache_folder
 
 KEY, OTHER, THIRD = ("0123456789abcdef" * 2, "f" * 32, "a" * 32)
 LAYOUT = Layout(5, ((2, 3), (4,)), "float32")
@@ -137,6 +138,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_entry_is_made_anew(cache: FeatureCache, damage: str) -> None:
+    said: list[str] = []
+    cache = FeatureCache(cache.folder, say=said.append)
     write(cache)
     assert holds(cache)  # and verified: the verdict must not be kept for the changed file
     DAMAGE[damage](cache.folder / KEY)
@@ -145,6 +148,9 @@ def test_a_damaged_entry_is_made_anew(cache: FeatureCache, damage: str) -> None:
     assert write(cache)
     assert holds(cache)
     assert names(cache) == [KEY]
+    (line,) = said
+    assert str(cache.folder / KEY) in line
+    assert line.endswith("made anew")
 
 
 def test_who_reads_a_damaged_entry_keeps_its_files(cache: FeatureCache) -> None:
@@ -160,7 +166,7 @@ def test_who_reads_a_damaged_entry_keeps_its_files(cache: FeatureCache) -> None:
 def test_files_are_verified_once_for_each_state(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     write(cache)
     assert holds(cache)
-    monkeypatch.setattr(feature_cache.zlib, "crc32", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(feature_arrays.zlib, "crc32", lambda *_: pytest.fail("read again"))
     assert holds(cache)
 
 
@@ -169,7 +175,8 @@ def test_files_are_verified_once_for_each_state(cache: FeatureCache, monkeypatch
 WRITER = """
 import sys, time
 import numpy as np
-from tlearn.train.feature_cache import FeatureCache, Layout
+from tlearn.train.feature_arrays import Layout
+from tlearn.train.feature_cache import FeatureCache
 folder, key, seconds = sys.argv[1:]
 layout = Layout(5, ((2, 3), (4,)), "float32")
 random = np.random.default_rng(0)

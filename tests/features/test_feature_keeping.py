@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,18 +44,21 @@ def flip_a_bit(folder: Path) -> None:
 
 def test_damaged_features_are_made_anew(train: Callable[..., Any]) -> None:
     expected = train("cache.dir=kept", SHORT)
-    damages: tuple[Callable[[Path], Any], ...] = (
-        flip_a_bit,
-        lambda folder: os.truncate(folder / "0.bin", 60),
-        lambda folder: (folder / "0.bin").unlink(),
-        lambda folder: os.truncate(folder / "meta.json", 20),
-    )
-    for damage in damages:
+    assert "damaged features" not in expected.said
+    damages: dict[str, Callable[[Path], Any]] = {
+        "0.bin has another checksum than when it was written": flip_a_bit,
+        "0.bin has 60 instead of 1,152 bytes": lambda folder: os.truncate(folder / "0.bin", 60),
+        "0.bin: No such file or directory": lambda folder: (folder / "0.bin").unlink(),
+        "meta.json does not describe them": lambda folder: os.truncate(folder / "meta.json", 20),
+    }
+    for why, damage in damages.items():
         largest = max(Path("kept").glob("*/0.bin"), key=lambda file: file.stat().st_size)  # of the training images
         damage(largest.parent)
         again = train("cache.dir=kept", SHORT)
         assert again.passes == 1
         assert again.furthest_from(expected) == 0
+        assert f"damaged features in {largest.parent.absolute()}: {why}; made anew" in again.said
+        assert again.said.count("damaged features") == 1
 
 
 def test_a_pass_over_the_images_shows_how_far_it_is(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,20 +75,23 @@ def test_what_was_used_longest_ago_makes_room(train: Callable[..., Any]) -> None
     size = train(SHORT).plan.stages[0].features.bytes
     first, second, third = (f"data.resize={way}" for way in ("crop", "stretch", "pad"))
 
-    def passes(resize: str) -> int:
-        room_for_two = ("cache.dir=kept", f"cache.max_gb={2.5e-9 * size}")
-        made: int = train(*room_for_two, resize, SHORT).passes
-        return made
-
-    assert [passes(resize) for resize in (first, second, first, third)] == [1, 1, 0, 1]
-    assert [passes(resize) for resize in (first, second)] == [0, 1], "the third took the room of the second"
+    room = f"cache.max_gb={2.5e-9 * size:g}"  # for those of two runs
+    runs = [train("cache.dir=kept", room, resize, SHORT) for resize in (first, second, first, third, first, second)]
+    assert [run.passes for run in runs] == [1, 1, 0, 1, 0, 1], "the third took the room of the second"
+    said = [
+        re.findall(rf"made room in {Path('kept').absolute()} for {room}: removed (\S+ \S+), used", run.said)
+        for run in runs
+    ]
+    assert said == [[], [], [], ["1.2 kB"], [], ["1.2 kB"]]
+    assert "used longest ago: tiny 32 px, blotches train: head_pool 16" in runs[3].said
 
 
 MAKER = """
 import contextlib, json, sys
 from pathlib import Path
 import numpy as np
-from tlearn.train.feature_cache import FeatureCache, Layout
+from tlearn.train.feature_arrays import Layout
+from tlearn.train.feature_cache import FeatureCache
 made, wanted = FeatureCache(Path("made")), FeatureCache(Path("wanted"))
 with contextlib.ExitStack() as stack:
     for folder in sorted(made.folder.iterdir()):
@@ -194,7 +201,7 @@ def test_a_folder_that_vanishes(train: Callable[..., Any], used: bool) -> None:
 
 
 def test_a_disk_that_fills_up_half_way(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tlearn.train.feature_cache import Writer
+    from tlearn.train.feature_arrays import Writer
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -46,8 +46,8 @@ def test_stages_and_passes(plan: Callable[..., Plan]) -> None:
     lines = shown(made)
     assert all(len(line.rstrip()) <= 80 for line in lines)
     text = " ".join(" ".join(lines).split())
-    assert "head computes head_pool 16 once: 0.0 MB, 64 bytes an image in float32" in text
-    assert "top computes mid_relu 8x8x8 once, together with head: 0.0 MB, 2,048 bytes an image in float32" in text
+    assert "head computes head_pool 16 once: 1.5 kB, 64 bytes an image in float32" in text
+    assert "top computes mid_relu 8x8x8 once, together with head: 49.2 kB, 2,048 bytes an image in float32" in text
     assert "passes over the training images: 1 instead of 20" in text
 
 

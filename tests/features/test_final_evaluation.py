@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlearn.train.feature_cache import Features
+from tlearn.train.feature_arrays import Features
 from tlearn.train.streams import Streams
 
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")

@@ -33,7 +33,9 @@ class Terminal:
     """
 
     def __init__(self, progress: bool = True) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
+        self._console = Console(
+            stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stderr.isatty()
+        )
         self._log: Path | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -51,7 +53,8 @@ class Terminal:
         if self._log is not None:
             try:
                 with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                    Console(file=file, width=_PLAIN_WIDTH, highlight=False, markup=False).print(*what, soft_wrap=whole)
+                    log = Console(file=file, width=_PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
+                    log.print(*what, soft_wrap=whole)
             except OSError as error:  # it is for people, and they have read it here
                 self._console.print(f"{self._log}: {error.strerror}; the log ends here")
                 self._log = None
@@ -131,7 +134,7 @@ def _feature_lines(plan: Plan) -> Group:
             when = f"once for {features.reason}" if features.views > 1 else "once"
             if features.made_in not in (None, index):
                 when += f", together with {plan.stages[features.made_in or 0].name}"
-            size = f"{features.bytes / 1e6:,.1f} MB, {features.bytes_per_image:,} bytes an image"
+            size = f"{size_text(features.bytes)}, {features.bytes_per_image:,} bytes an image"
             text = f"computes {', '.join(features.tensors)} {when}: {size} in {features.dtype}"
         else:
             text = f"computes all images in each epoch: {features.reason}; {_streaming(plan, stage)}"

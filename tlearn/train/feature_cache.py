@@ -21,28 +21,34 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import math
 import os
 import re
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import IO
 
 from tlearn.config import CacheConfig
-from tlearn.train.checkpoint import write_atomic
+from tlearn.errors import visible
+from tlearn.train.feature_arrays import (
+    META,
+    Damaged,
+    Features,
+    Layout,
+    Writer,
+    forget_verdicts,
+    layout_of,
+    open_arrays,
+    read_meta,
+)
+from tlearn.words import counted, size_text
 
-_META = "meta.json"
 _LOCK = "lock"
 _PARTIAL = ".partial"
 _OURS = re.compile(r"[0-9a-f]{32}(\.partial|\.deleted-\d+)?")  # nothing else in the folder is ever touched
-_CHUNK = 1 << 24  # bytes read at once to verify a file
 _POLL_SECONDS = 0.2
 _OPENING_SECONDS = 5.0  # whoever holds a complete entry alone renames or deletes it right now
 
@@ -53,36 +59,6 @@ def cache_folder(config: CacheConfig) -> Path:
         return Path(config.dir).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "tlearn" / "features"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Shape of an entry.
-
-    Attributes:
-        rows: number of images (times views).
-        shapes: of each tensor, for one image.
-        dtype: ``float32`` or ``float16``.
-    """
-
-    rows: int
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: str
-
-    @property
-    def bytes_per_row(self) -> int:
-        """Bytes of one image."""
-        return sum(math.prod(shape) for shape in self.shapes) * np.dtype(self.dtype).itemsize
-
-    @property
-    def array_bytes(self) -> tuple[int, ...]:
-        """Bytes of each array."""
-        return tuple(self.rows * math.prod(shape) * np.dtype(self.dtype).itemsize for shape in self.shapes)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the entry."""
-        return self.rows * self.bytes_per_row
 
 
 @dataclass(frozen=True)
@@ -104,165 +80,34 @@ class Entry:
     used: float
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-class Features:
-    """A complete entry: one array (rows, ...) per tensor, mapped into memory. Nobody deletes it until ``close``."""
-
-    def __init__(self, layout: Layout, arrays: list[np.ndarray], lock: IO[bytes]) -> None:
-        self.layout = layout
-        self._arrays = arrays
-        self._lock = lock
-
-    def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Features of some rows, float32 (len(rows), ...) per tensor."""
-        return [np.asarray(array[rows], np.float32) for array in self._arrays]
-
-    def close(self) -> None:
-        """Let others delete the entry."""
-        self._lock.close()
-
-
-class Damaged(Exception):
-    """The files of an entry are not those that were written."""
-
-
-def _open_arrays(folder: Path, layout: Layout) -> list[np.ndarray]:
-    """Map the arrays of an entry. Raises Damaged."""
-    meta = _read_meta(folder)
-    if meta is None or _layout(meta) != layout or len(meta["crc32"]) != len(layout.shapes):
-        raise Damaged
-    arrays: list[np.ndarray] = []
-    for index, (shape, crc) in enumerate(zip(layout.shapes, meta["crc32"], strict=True)):
-        try:
-            with open(folder / f"{index}.bin", "rb") as file:
-                _verify(file, crc)
-                arrays.append(np.memmap(file, mode="r", dtype=layout.dtype, shape=(layout.rows, *shape)))
-        except (OSError, ValueError) as error:  # ValueError: the file is shorter than the array
-            raise Damaged from error
-    return arrays
-
-
-_VERIFIED: set[tuple[int, ...]] = set()
-
-
-def _verify(file: IO[bytes], expected: int) -> None:
-    """Compare the checksum of a file, once in this process for each state of it. Raises Damaged."""
-    status = os.fstat(file.fileno())
-    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, expected)
-    if state in _VERIFIED:
-        return
-    checksum = 0
-    while chunk := file.read(_CHUNK):
-        checksum = zlib.crc32(chunk, checksum)
-    if checksum != expected:
-        raise Damaged
-    _VERIFIED.add(state)
-
-
-def _read_meta(folder: Path) -> dict[str, Any] | None:
-    """The description of an entry; None where there is none that makes sense."""
-    try:
-        meta: dict[str, Any] = json.loads((folder / _META).read_text())
-        _layout(meta)
-        list(map(int, meta["crc32"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return meta
-
-
-def _layout(meta: dict[str, Any]) -> Layout:
-    return Layout(int(meta["rows"]), tuple(tuple(map(int, shape)) for shape in meta["shapes"]), str(meta["dtype"]))
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-class Writer:
-    """Appends rows to an entry that has no name yet."""
-
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self._layout = layout
-        self._rows = 0
-        self._checksums = [0] * len(layout.shapes)
-        self._files = [(folder / f"{index}.bin").open("wb") for index in range(len(layout.shapes))]
-
-    def reserve(self) -> None:
-        """Take the space of all rows. Raises OSError: there is none."""
-        for file, size in zip(self._files, self._layout.array_bytes, strict=True):
-            _reserve(file, size)
-
-    def append(self, tensors: Sequence[np.ndarray]) -> None:
-        """Write the next rows: one array (n, ...) per tensor. Raises OSError: no space, or too large for float16."""
-        for index, (file, tensor) in enumerate(zip(self._files, tensors, strict=True)):
-            data = _converted(tensor, self._layout.dtype)
-            self._checksums[index] = zlib.crc32(data, self._checksums[index])
-            file.write(data)
-        self._rows += len(tensors[0])
-
-    def finish(self, folder: Path, about: str, images: str) -> None:
-        """Make the files durable and describe them. Raises RuntimeError when rows are missing."""
-        if self._rows != self._layout.rows:
-            raise RuntimeError(f"{self._rows} of {self._layout.rows} rows were written")
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-        meta = {"about": about, "images": images, **asdict(self._layout), "crc32": self._checksums}
-        write_atomic(folder / _META, json.dumps(meta).encode())
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()
-
-
-def _reserve(file: IO[bytes], size: int) -> None:
-    """Take the space of a file now: a full disk shows before the work, not half-way through it."""
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        file.truncate(size)  # this file system cannot; it shows while writing then
-
-
-def _converted(tensor: np.ndarray, dtype: str) -> memoryview:
-    """A tensor in the dtype of the entry. Raises OSError when that cannot hold it."""
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(tensor, dtype)
-    if dtype == "float16" and np.isinf(array).sum() > np.isinf(tensor.astype(np.float32)).sum():
-        raise OSError(errno.ERANGE, "features are larger than float16 can hold: take cache.dtype=float32")
-    return array.data
-
-
-# --- the folder ------------------------------------------------------------------------------------------------------
-
-
 class FeatureCache:
     """A folder of entries.
 
     Args:
         folder: made when needed.
         max_bytes: size that all entries together may have; those used longest ago make room.
+        say: told, in one line each, of damaged entries that are dropped, and of those that had to make room.
     """
 
-    def __init__(self, folder: Path, max_bytes: float = math.inf) -> None:
+    def __init__(
+        self, folder: Path, max_bytes: float = math.inf, say: Callable[[str], None] = lambda line: None
+    ) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
+        self._say = say
 
     def has(self, key: str) -> bool:
         """Whether there is a complete entry; only opening it tells whether it is sound."""
-        return (self.folder / key / _META).is_file() and (self.folder / key / _LOCK).is_file()
+        return (self.folder / key / META).is_file() and (self.folder / key / _LOCK).is_file()
 
     def seems_to_hold(self, key: str, layout: Layout) -> bool:
         """Whether there is a complete entry, as far as names and sizes tell: no lock is held, no array read."""
         folder, sizes = self.folder / key, layout.array_bytes
         try:
-            meta = _read_meta(folder) if self.has(key) else None
+            meta = read_meta(folder) if self.has(key) else None
             return (
                 meta is not None
-                and _layout(meta) == layout
+                and layout_of(meta) == layout
                 and all((folder / f"{index}.bin").stat().st_size == size for index, size in enumerate(sizes))
             )
         except OSError:
@@ -270,7 +115,7 @@ class FeatureCache:
 
     def has_features_of(self, images: str) -> bool:
         """Whether some entry was written for images of this hash."""
-        metas = (_read_meta(path) for path in self._folders(partial=False)) if images else ()
+        metas = (read_meta(path) for path in self._folders(partial=False)) if images else ()
         return any(meta is not None and meta.get("images") == images for meta in metas)
 
     def open(self, key: str, layout: Layout) -> Features | None:
@@ -284,13 +129,14 @@ class FeatureCache:
                 return None
             time.sleep(_POLL_SECONDS)
         try:
-            features = Features(layout, _open_arrays(path, layout), lock)
-        except Damaged:
+            features = Features(layout, open_arrays(path, layout), lock)
+        except Damaged as damage:
             lock.close()
-            _discard(path)
+            is_gone = _discard(path) or not path.exists()
+            self._say(f"damaged features in {path}: {damage}; {'made anew' if is_gone else 'not used'}")
             return None
         with contextlib.suppress(OSError):
-            os.utime(path / _META)  # used now: last to make room
+            os.utime(path / META)  # used now: last to make room
         return features
 
     @contextlib.contextmanager
@@ -331,7 +177,8 @@ class FeatureCache:
                 writer.reserve()
                 yield writer
                 writer.finish(partial, about, images)
-            _discard(self.folder / key)  # what is there has no description or no lock: it is no entry
+            if _discard(self.folder / key):  # what is there has no description or no lock: it is no entry
+                self._say(f"incomplete features in {self.folder / key}: made anew")
             partial.rename(self.folder / key)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -364,11 +211,13 @@ class FeatureCache:
         taken = self._being_written()
         entries = sorted(self.entries(), key=lambda entry: entry.used)
         taken += sum(entry.bytes for entry in entries)
+        removed = []
         for entry in entries:
-            if taken + needed <= self.max_bytes:
-                return
-            if self.delete(entry.key):
+            if taken + needed > self.max_bytes and self.delete(entry.key):
                 taken -= entry.bytes
+                removed.append(entry)
+        if removed:
+            self._say(f"made room in {self.folder} for cache.max_gb={self.max_bytes / 1e9:g}: {_removed(removed)}")
         if taken + needed > self.max_bytes:
             sizes = f"{needed / 1e9:.1f} GB more than the {taken / 1e9:.1f} GB that are in use"
             raise OSError(errno.EDQUOT, f"{sizes} would exceed cache.max_gb")
@@ -379,22 +228,22 @@ class FeatureCache:
         """The complete entries, in the order of their keys."""
         found = []
         for path in self._folders(partial=False):
-            meta = _read_meta(path)
+            meta = read_meta(path)
             with contextlib.suppress(OSError):  # somebody deletes it
                 if meta is not None:
-                    layout, used = _layout(meta), (path / _META).stat().st_mtime
+                    layout, used = layout_of(meta), (path / META).stat().st_mtime
                     found.append(Entry(path.name, str(meta.get("about", "")), layout.rows, layout.bytes, used))
         return found
 
     def verify(self, key: str) -> bool:
         """Whether the files of an entry are those that were written, read anew. Nothing is changed."""
         path = self.folder / key
-        meta = _read_meta(path)
+        meta = read_meta(path)
         if meta is None:
             return False
         try:
-            _VERIFIED.clear()
-            _open_arrays(path, _layout(meta))
+            forget_verdicts()
+            open_arrays(path, layout_of(meta))
         except Damaged:
             return False
         return True
@@ -432,6 +281,14 @@ class FeatureCache:
             return []
         matches = [(path, _OURS.fullmatch(path.name)) for path in paths]
         return [path for path, match in matches if match and bool(match[1]) is partial]
+
+
+def _removed(entries: Sequence[Entry]) -> str:
+    """``removed 34.1 MB, used longest ago: vgg16 64 px, digits train: head_pool 512, and 2 others``."""
+    first, others = entries[0].about or entries[0].key, len(entries) - 1
+    size = size_text(sum(entry.bytes for entry in entries))
+    more = f", and {counted(others, 'other')}" if others else ""
+    return f"removed {size}, used longest ago: {visible(first)}{more}"
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------

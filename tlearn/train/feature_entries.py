@@ -10,7 +10,7 @@ from tlearn.config import Config
 from tlearn.data import Data, Reading, fingerprint
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.engine import planned_engine
-from tlearn.train.feature_cache import Layout
+from tlearn.train.feature_arrays import Layout
 from tlearn.train.feature_key import feature_key, prefix_hash
 from tlearn.train.feature_plan import is_augmented, layouts_of, tensor_names
 from tlearn.train.frontier import Frontier, find_frontier

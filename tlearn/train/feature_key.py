@@ -20,7 +20,7 @@ import numpy as np
 from tlearn.backbones.naming import stable_names, variable_keys
 from tlearn.config import AugmentConfig, PrefixEngine
 from tlearn.data import Reading
-from tlearn.train.feature_cache import Layout
+from tlearn.train.feature_arrays import Layout
 from tlearn.train.frontier import Frontier, is_of_keras
 
 _FORMAT = 1  # of the entries: counts up when what they hold changes its meaning

@@ -9,7 +9,7 @@ from tlearn.config import CacheMode, Config
 from tlearn.data import Data, changes_images, fingerprint
 from tlearn.train.classifier import Classifier
 from tlearn.train.engine import planned_engine
-from tlearn.train.feature_cache import Layout
+from tlearn.train.feature_arrays import Layout
 from tlearn.train.feature_key import indescribable
 from tlearn.train.frontier import Frontier, find_frontier
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
-from rich.text import Text
 
 from tlearn.config import Config
 from tlearn.data import Data, Reading
@@ -17,7 +16,8 @@ from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
 from tlearn.train.distribution import Devices
 from tlearn.train.engine import Compute, Extractor, planned_engine, prefix_function
-from tlearn.train.feature_cache import FeatureCache, Features, Writer, cache_folder
+from tlearn.train.feature_arrays import Features, Writer
+from tlearn.train.feature_cache import FeatureCache, cache_folder
 from tlearn.train.feature_entries import FeatureEntries, Wanted
 from tlearn.train.feature_key import prefix_hash
 from tlearn.train.feature_plan import views_of
@@ -27,6 +27,7 @@ from tlearn.train.plan import StagePlan
 from tlearn.train.shards import Shards
 from tlearn.train.stopping import Interrupted
 from tlearn.train.streams import EXTRACTION_BATCH, Streams, guarded
+from tlearn.words import size_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ class FeatureMaker:
         self._terminal = terminal
         self._should_stop = should_stop
         self._entries = FeatureEntries(config, data, classifier)
-        self._cache = FeatureCache(cache_folder(config.cache), config.cache.max_gb * 1e9)
+        self._cache = FeatureCache(cache_folder(config.cache), config.cache.max_gb * 1e9, self._say)
         self._open: dict[str, Features] = {}
         self._devices = devices or Devices()
         self._shards = Shards(self._devices, self._cache)
@@ -109,7 +110,7 @@ class FeatureMaker:
         self._close_all_but({train.key, val.key})
         try:
             if not self._devices.any(not self._open_all(wanted)):
-                self._say(f"features are in the cache: {_megabytes(wanted)}")
+                self._say(f"features are in the cache: {_size(wanted)}")
             else:
                 self._make(index, wanted)
                 if not self._open_all(wanted):
@@ -266,7 +267,7 @@ class FeatureMaker:
             return
         rows = self._entries.rows(split) if rows is None else rows
         views = views_of(self._config) if self._entries.is_changed(split) else 0
-        self._say(f"features of {len(rows):,} {split} images: {_megabytes([entry for entry, _ in writers])}, one pass")
+        self._say(f"features of {len(rows):,} {split} images: {_size([entry for entry, _ in writers])}, one pass")
         steps = math.ceil(len(rows) / EXTRACTION_BATCH) * max(views, 1)
         self._terminal.start_epoch(f"features of {split} images", steps, 0)
         try:
@@ -280,12 +281,12 @@ class FeatureMaker:
             self._terminal.end_epoch()
 
     def _say(self, text: str) -> None:
-        self._terminal.print(Text(text))  # not as markup: a path may hold brackets
+        self._terminal.print(text)
 
     def _stop_if_asked(self) -> None:
         if self._should_stop():
             raise Interrupted
 
 
-def _megabytes(entries: Sequence[Wanted]) -> str:
-    return f"{sum(entry.layout.bytes for entry in entries) / 1e6:,.1f} MB"
+def _size(entries: Sequence[Wanted]) -> str:
+    return size_text(sum(entry.layout.bytes for entry in entries))

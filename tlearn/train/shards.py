@@ -18,7 +18,8 @@ from dataclasses import replace
 import numpy as np
 
 from tlearn.train.distribution import Devices
-from tlearn.train.feature_cache import FeatureCache, Features, Layout, Writer
+from tlearn.train.feature_arrays import Features, Layout, Writer
+from tlearn.train.feature_cache import FeatureCache
 from tlearn.train.streams import EXTRACTION_BATCH
 
 _ROWS_AT_ONCE = 256

@@ -22,7 +22,7 @@ from tlearn.data import (
     view_batches,
 )
 from tlearn.data.pipeline import EpochOrder, untuned
-from tlearn.train.feature_cache import Layout
+from tlearn.train.feature_arrays import Layout
 from tlearn.train.losses import as_targets
 
 if TYPE_CHECKING:
