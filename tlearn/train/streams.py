@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 EXTRACTION_BATCH = 32
 """Images in one call of the frozen part: fixed, so that features do not depend on a run's batch size."""
 
+# Of functions of tf.data: they hold no Python loops or branches on tensors, and looking for some takes 50 ms each.
+_as_written = tf.autograph.experimental.do_not_convert
+
 _CHUNK_STEPS = 256  # steps whose features are read at once, where they are small
 _CHUNK_BYTES = 1 << 24  # and where they are not; a few times this is in memory at a time
 
@@ -134,6 +137,7 @@ class Streams:
         table = self._data.table
         dtypes = [*[tf.float32] * len(layout.shapes), tf.float32 if table.multi_label else tf.int32]
 
+        @_as_written
         def load(begin: Any, end: Any) -> Any:
             *tensors, labels = tf.numpy_function(
                 lambda begin, end: read(range(begin, end)), [begin, end], dtypes, stateful=False
@@ -175,14 +179,14 @@ class Streams:
         outputs = self._plan.outputs
         asked = (stage.class_weights or self._config.loss.class_weights) if stage else ClassWeights.none
         if asked is ClassWeights.none or self._plan.class_weights is None:
-            return lambda inputs, labels: (inputs, as_targets(labels, outputs))
+            return _as_written(lambda inputs, labels: (inputs, as_targets(labels, outputs)))
         weights = tf.constant([*self._plan.class_weights] + [0.0] * (outputs - len(self._plan.class_weights)))
 
         def weighted(inputs: Any, labels: Any) -> Any:
             targets = as_targets(labels, outputs)
             return inputs, targets, tf.linalg.matvec(targets, weights)
 
-        return weighted
+        return _as_written(weighted)
 
 
 def _chunks(start: int, stop: int, per_epoch: int, most: int) -> np.ndarray:
