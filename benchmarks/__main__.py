@@ -28,6 +28,8 @@ if arguments[:1] == ["table"]:
     sys.exit(import_module("benchmarks.table").main(arguments[1:]))
 for name in arguments or NAMES:
     print(f"== {name}", flush=True)
+    if "--quick" not in sys.argv:
+        import_module("benchmarks.common").look_around()
     begin = time.monotonic()
     import_module(f"benchmarks.{name}").main()
     print(f"{name}: {time.monotonic() - begin:.0f} s\n", flush=True)

@@ -62,7 +62,28 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-_LOAD_BEFORE = os.getloadavg()[0]  # above a few tenths, something else was running: the figures are worth less
+_busy_before: float | None = None
+
+
+def look_around(seconds: float = 1.0) -> None:
+    """Measure how busy others keep the processors before a benchmark begins, as a share of all of them.
+
+    The load average would tell of the benchmark before as well, for minutes.
+    """
+    global _busy_before
+    before = _processor_ticks()
+    time.sleep(seconds)
+    idle, total = (after - earlier for after, earlier in zip(_processor_ticks(), before, strict=True))
+    _busy_before = round(1 - idle / total, 2) if total else None
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """(idle, all) of every processor since the machine started; zeros where the system does not tell."""
+    try:
+        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return 0, 0
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 @contextmanager
@@ -237,7 +258,7 @@ def write_results(name: str, results: Any, comparisons: Sequence[Comparison] = (
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
         "quick": QUICK,
-        "load_before": round(_LOAD_BEFORE, 2),
+        "busy_before": _busy_before,
         "machine": machine(),
         **about,
         "comparisons": list(comparisons),
@@ -246,4 +267,4 @@ def write_results(name: str, results: Any, comparisons: Sequence[Comparison] = (
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     if comparisons:
         table(*comparison_table(comparisons))
-    print(json.dumps({"machine": record["machine"], "load_before": record["load_before"], **about}), flush=True)
+    print(json.dumps({"machine": record["machine"], "busy_before": record["busy_before"], **about}), flush=True)
