@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from keras import layers
 from tlearn.backbones import SPECS
 from tlearn.config import BackboneConfig, HeadConfig, PrefixEngine
 from tlearn.train import engine
+from tlearn.train.api import fit
 from tlearn.train.classifier import build_classifier, freeze
 from tlearn.train.engine import Extractor, make_engine
 from tlearn.train.folding import Folding, fold_batch_norms
@@ -167,11 +169,11 @@ def test_what_stays(build: Callable[[Any], Any]) -> None:
 @pytest.mark.parametrize(
     ("batches", "seconds", "says"),
     [
-        (10, {}, "prefix engine graph: too few images to try others"),
-        (100, {"folded": 0.5}, "prefix engine folded: 2 times graph"),
-        (100, {"folded": 2.0}, "prefix engine graph: 1 times graph; folded: 0.5"),
-        (1000, {"folded": 0.5, "xla": 0.25}, "prefix engine xla: 4 times graph; folded: 2"),
-        (1000, {"folded": 0.5, "xla": 10.0}, "prefix engine folded: 2 times graph; xla: 0.1"),
+        (10, {}, "graph: too few images to try others"),
+        (100, {"folded": 0.5}, "folded: 0.5 s for 32 images; graph 1 s"),
+        (100, {"folded": 2.0}, "graph: 1 s for 32 images; folded 2 s"),
+        (1000, {"folded": 0.5, "xla": 0.25}, "xla: 0.25 s for 32 images; graph 1 s, folded 0.5 s"),
+        (1000, {"folded": 0.5, "xla": 10.0}, "folded: 0.5 s for 32 images; graph 1 s, xla 10 s"),
     ],
 )
 def test_the_fastest_is_taken(
@@ -183,7 +185,7 @@ def test_the_fastest_is_taken(
     monkeypatch.setattr(engine, "make_engine", lambda kind, *_: kind.value)
     monkeypatch.setattr(engine, "_seconds", lambda made, _: (10.0, took[made]))
     extractor = Extractor(PrefixEngine.auto, None, [], batch_size=32, batches=batches, say=said.append)
-    assert extractor._fastest(None) == says.split(":")[0].split()[-1]
+    assert extractor._fastest([None] * 32) == says.split(":")[0]
     assert said == [says]
 
 
@@ -203,6 +205,20 @@ def test_without_a_clock_where_runs_must_repeat(train: Callable[..., Any]) -> No
     run = train("prefix.engine=auto", "deterministic=true", short)
     assert run.plan.stages[0].features.engine == "folded"
     assert "prefix engine" not in run.said
-    measured = train("prefix.engine=auto", "deterministic=false", "seed=2", short)
-    assert measured.plan.stages[0].features.engine == "auto"
-    assert "prefix engine graph: too few images" in measured.said or "times graph" in measured.said
+
+
+def test_the_choice_is_told(
+    tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what was measured, in one line of a terminal, in the log, the summary and the report."""
+    monkeypatch.setattr(engine, "_WORTH_FOLDING", 0)
+    monkeypatch.setattr(engine, "_WORTH_COMPILING", 10**9)
+    run = fit(tiny_config("prefix.engine=auto", "deterministic=false", "schedule.stages.0.epochs=1", "run_dir=run"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prefix engine ")]
+    assert re.fullmatch(r"prefix engine (graph|folded): \S+ s for 18 images; (graph|folded) \S+ s", line)
+    assert len(line) <= 80
+    assert line in run.log_file.read_text().splitlines()
+    assert run.summary["prefix_engine"] == line.removeprefix("prefix engine ")
+    assert f"| prefix_engine | {run.summary['prefix_engine']} |" in run.report_file.read_text()
+    again = fit(tiny_config("prefix.engine=auto", "deterministic=false", "schedule.stages.0.epochs=1", "run_dir=again"))
+    assert "prefix_engine" not in again.summary, "the features were there"

@@ -22,6 +22,7 @@ from tlearn.config import Config, PrefixEngine
 from tlearn.train.environment import is_deterministic
 from tlearn.train.folding import fold_batch_norms
 from tlearn.train.graphs import for_any_batch
+from tlearn.words import counted
 
 Compute = Callable[[Any], list[Any]]
 """Images (n, side, side, 3) to one tensor (n, ...) for each that is asked for."""
@@ -84,7 +85,7 @@ class Extractor:
         engine: of the config; ``auto`` is decided on the first batch, for all of them.
         model, tensors, batch_size: see ``make_engine``.
         batches: how many there will be.
-        say: told about the choice.
+        say: told in a line what was measured and chosen.
     """
 
     def __init__(
@@ -118,18 +119,16 @@ class Extractor:
                 engines[engine] = self._make(engine)
                 seconds[engine] = _seconds(engines[engine], images)[1]
         chosen = min(seconds, key=lambda engine: seconds[engine])
-        self._say(_report(chosen, seconds))
+        self._say(_report(chosen, seconds, len(images)))
         return engines[chosen]
 
 
-def _report(chosen: PrefixEngine, seconds: dict[PrefixEngine, float]) -> str:
-    """What was tried: ``prefix engine folded: 1.6 times graph; xla: 0.1``."""
+def _report(chosen: PrefixEngine, seconds: dict[PrefixEngine, float], images: int) -> str:
+    """What was tried: ``folded: 0.0221 s for 32 images; graph 0.0412 s, xla 0.465 s``."""
     if len(seconds) == 1:
-        return "prefix engine graph: too few images to try others"
-    usual = seconds[PrefixEngine.graph]
-    others = [engine for engine in seconds if engine not in (chosen, PrefixEngine.graph)]
-    tried = "".join(f"; {engine.value}: {usual / seconds[engine]:.2g}" for engine in others)
-    return f"prefix engine {chosen.value}: {usual / seconds[chosen]:.2g} times graph{tried}"
+        return "graph: too few images to try others"
+    others = ", ".join(f"{engine.value} {took:.3g} s" for engine, took in seconds.items() if engine is not chosen)
+    return f"{chosen.value}: {seconds[chosen]:.3g} s for {counted(images, 'image')}; {others}"
 
 
 def _seconds(compute: Compute, images: Any) -> tuple[float, float]:

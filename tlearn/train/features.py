@@ -65,7 +65,12 @@ class FeatureMaker:
         terminal: where to say what is done.
         should_stop: asked between batches of images.
         devices: whose workers share the passes over the images, where they share the cache.
+
+    Attributes:
+        trial: of prefix engines, and which was chosen; empty where none was made.
     """
+
+    trial = ""
 
     def __init__(
         self,
@@ -251,7 +256,7 @@ class FeatureMaker:
             list(tensors.values()),
             batch_size=EXTRACTION_BATCH,
             batches=math.ceil(max(entry.layout.rows for entry in wanted) / EXTRACTION_BATCH),
-            say=self._say,
+            say=self._take_trial,
         )
         return lambda images: dict(zip(tensors, compute(images), strict=True))
 
@@ -279,6 +284,10 @@ class FeatureMaker:
                 self._terminal.step(done, "")
         finally:
             self._terminal.end_epoch()
+
+    def _take_trial(self, text: str) -> None:
+        self.trial = text
+        self._say(f"prefix engine {text}")
 
     def _say(self, text: str) -> None:
         self._terminal.print(text)

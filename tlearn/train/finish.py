@@ -59,6 +59,8 @@ def finish(
     }
     if progress.rollbacks:
         summary["rollbacks"] = progress.rollbacks
+    if progress.engine_trial:
+        summary["prefix_engine"] = progress.engine_trial
     pictures = report.write_report(run, plan.classes, matrix, summary)
     for name, png in pictures.items():
         board.png(name, png, progress.global_step)

@@ -23,6 +23,7 @@ class Progress:
         waited: epochs since then.
         validation_due: an epoch's steps are over, and its validation is not.
         rollbacks: how often the run went back because a loss was no number.
+        engine_trial: what came of the last trial of prefix engines; empty where there was none.
         rates: share of the planned learning rate that is left in a stage, by its index as text.
     """
 
@@ -39,6 +40,7 @@ class Progress:
     waited: int = 0
     validation_due: bool = False
     rollbacks: int = 0
+    engine_trial: str = ""
     rates: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -212,6 +212,7 @@ class Trainer:
             self._restore(lambda: restore_weights(self._classifier, state))  # what is kept below is made from them
         unfinished, is_last = progress.step < plan.steps or progress.validation_due, index == len(self._plan.stages) - 1
         features = self._features_of(index) if unfinished or is_last else None  # the last also tell the final scores
+        progress.engine_trial = self._features.trial or progress.engine_trial
         model, prefix = (features.suffix, None) if features else self._features.streamed(index)
         session = Session(
             self._classifier,
