@@ -84,6 +84,9 @@ else:
         "InceptionV3, 139 px": Case("inception_v3", "InceptionV3", None, 139, None, 249, seeds=(1,)),
     }
 
+SMALLEST = next(name for name in CASES if CASES[name].side < 224)
+"""For benchmarks that compare with other things than Keras, or many runs."""
+
 
 def main() -> None:
     """Measure all cases and seeds, print a table, write the results."""
