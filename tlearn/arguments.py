@@ -13,9 +13,10 @@ from typing import IO, TYPE_CHECKING, Any
 import yaml
 from PIL import Image
 
+from tlearn import interrupts
 from tlearn.config import Interpolation, Resize
 from tlearn.errors import ConfigError, Problem, UserError, visible
-from tlearn.train.command import OK, STOPPED, USER_ERROR, print_problems
+from tlearn.train.command import OK, USER_ERROR, print_problems
 
 if TYPE_CHECKING:
     from tlearn.images import Columns
@@ -208,8 +209,7 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        return STOPPED
+        return interrupts.stopped(stopped)
 
 
 _LARGER = "--max-pixels N lets larger images in"

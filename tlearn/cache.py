@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tlearn.config import CacheConfig
 from tlearn.errors import Problem, UserError
+from tlearn.interrupts import stopped
 from tlearn.train.feature_cache import Entry, FeatureCache, cache_folder
 
 _DAY = 86_400
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return stopped()
     except BrokenPipeError:
         # The reader (head, less) has seen enough; keep Python from complaining once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 
 from tlearn.errors import did_you_mean
+from tlearn.interrupts import enter
 
 # verb: (module with a ``main``, what it does)
 VERBS = {
@@ -37,5 +37,4 @@ def main() -> int:
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}\n    {did_you_mean(verb, VERBS)}", file=sys.stderr)
         return 2
-    status: int = import_module(VERBS[verb][0]).main(arguments)
-    return status
+    return enter(VERBS[verb][0], arguments)

@@ -12,22 +12,25 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, did_you_mean
 from tlearn.experiments import experiments, read_experiment
+from tlearn.interrupts import interrupts_wait
 from tlearn.paths import shipped
 from tlearn.typed import keys, suggest_key, typed
 from tlearn.yaml_file import read_yaml
+
+with interrupts_wait():  # Hydra composes something of its own while it is imported
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
+    from hydra.errors import HydraException
 
 CONFIG_NAME = "train"
 
@@ -44,6 +47,11 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with every problem found.
     """
+    with interrupts_wait():
+        return _load_config(overrides)
+
+
+def _load_config(overrides: Sequence[str]) -> Config:
     parsed = parse_overrides(overrides)
     register_schema(with_experiments=any(override.key_or_group == "experiment" for override in parsed))
     problems: list[Problem] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tlearn.config import Check, Config
 from tlearn.errors import UserError
+from tlearn.interrupts import stopped
 from tlearn.train.command import OK, USER_ERROR, print_problems
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Or that of a sweep: what is searched, and how often images are put through the f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; returns its exit status: 0, 2 a user's mistake, 3 stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         print(_HELP, end="")
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print_problems(error)
         return USER_ERROR
+    except KeyboardInterrupt:
+        return stopped()
     return OK
 
 

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, did_you_mean
+from tlearn.interrupts import interrupts_wait
 
 C = TypeVar("C")
 
@@ -37,8 +38,9 @@ def typed(data: Mapping[str, Any], schema: type[C] = Config, where: str = "") ->
     problems = [*_references(data, where), *find_problems(data, schema, where)]
     if problems:
         raise ConfigError(problems)
-    merged = OmegaConf.merge(_empty(schema), OmegaConf.create(dict(data)))  # type: ignore[arg-type]
-    made: C = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    with interrupts_wait():
+        merged = OmegaConf.merge(_empty(schema), OmegaConf.create(dict(data)))  # type: ignore[arg-type]
+        made: C = OmegaConf.to_object(merged)  # type: ignore[assignment]
     return made
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from tlearn.backbones import build_backbone, check_backbone
 from tlearn.backbones.listing import all_rows, facts, layer_rows, print_all, print_one
 from tlearn.errors import UserError
+from tlearn.interrupts import stopped
 from tlearn.quiet import import_tensorflow
 
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return stopped()
     except BrokenPipeError:
         # The reader (head, less) has seen enough; keep Python from complaining once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

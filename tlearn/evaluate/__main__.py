@@ -2,7 +2,7 @@
 
 import sys
 
-from tlearn.evaluate.command import main
+from tlearn.interrupts import enter
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(enter("tlearn.evaluate.command"))

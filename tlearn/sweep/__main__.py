@@ -2,6 +2,6 @@
 
 import sys
 
-from tlearn.sweep.command import main
+from tlearn.interrupts import enter
 
-sys.exit(main())
+sys.exit(enter("tlearn.sweep.command"))

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlearn.errors import ConfigError, Problem, UserError, did_you_mean
-from tlearn.train.command import OK, STOPPED, USER_ERROR, print_problems
+from tlearn.interrupts import STOPPED, stopped
+from tlearn.train.command import OK, USER_ERROR, print_problems
 
 if TYPE_CHECKING:
     from tlearn.sweep.load import Sweep
@@ -55,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_problems(error)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(_STOPPED, file=sys.stderr)
-        return STOPPED
+        return stopped(_STOPPED)
 
 
 def _run(sweep: Sweep) -> int:

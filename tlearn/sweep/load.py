@@ -7,9 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from hydra.core.override_parser.types import Override
+from typing import TYPE_CHECKING, Any
 
 from tlearn.compose import load_config, parse_overrides
 from tlearn.config import Config
@@ -21,6 +19,9 @@ from tlearn.sweep.values import override_text
 from tlearn.train.checks import check_config
 from tlearn.typed import keys, typed
 from tlearn.yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 _SPACE_FIELDS = ("type", "low", "high", "step", "log", "choices", "when", "optional")
 _MEASURED = ("loss", "accuracy", "top5", "auc")

@@ -2,6 +2,6 @@
 
 import sys
 
-from tlearn.train.command import main
+from tlearn.interrupts import enter
 
-sys.exit(main())
+sys.exit(enter("tlearn.train.command"))

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from tlearn.config import Config
 from tlearn.errors import ConfigError, Problem, UserError, did_you_mean
+from tlearn.interrupts import STOPPED as STOPPED
+from tlearn.interrupts import stopped
 from tlearn.train.memory import OutOfMemory
 from tlearn.train.stopping import NumericalFault, Stopped, StopSignal, WorkerLost, resume_command
 
 if TYPE_CHECKING:
     from tlearn.train.trainer import OnEpoch
 
-OK, OUR_FAULT, USER_ERROR, STOPPED, NUMERICAL_FAULT = 0, 1, 2, 3, 4
+OK, OUR_FAULT, USER_ERROR, NUMERICAL_FAULT = 0, 1, 2, 4
 
 _AFTER_A_FAULT = "try a smaller learning rate, clip_global_norm=1, or precision=float32; on_nan=rollback does the first"
 
@@ -99,9 +101,9 @@ def _execute(config: Config, overrides: list[str], stop: StopSignal, on_epoch: O
             run = resume(config.resume, terminal=terminal, should_stop=stop)
         else:
             run = fit(config, overrides=overrides, terminal=terminal, should_stop=stop, on_epoch=on_epoch)
-    except Stopped as stopped:
-        terminal.print(str(stopped))
-        return _last_line({"run": str(stopped.run), "status": "stopped"}, STOPPED)
+    except Stopped as asked:
+        terminal.print(str(asked))
+        return _last_line({"run": str(asked.run), "status": "stopped"}, STOPPED)
     except NumericalFault as fault:
         terminal.print(f"{fault}; {_AFTER_A_FAULT}")
         return _failed(fault.run, fault, NUMERICAL_FAULT)
@@ -123,8 +125,7 @@ def _failed(run: str | None, why: Exception, status: int) -> int:
 def _stopped_early(run: str | None) -> int:
     """A signal came before there was anything to save."""
     hint = f"nothing was changed; go on with: {resume_command(Path(run))}" if run else "nothing was written"
-    print(f"\nstopped before training: {hint}", file=sys.stderr)
-    return _last_line({"run": run, "status": "stopped"}, STOPPED)
+    return _last_line({"run": run, "status": "stopped"}, stopped(f"stopped before training: {hint}"))
 
 
 def _last_line(summary: dict[str, Any], status: int) -> int:
