@@ -23,6 +23,7 @@ from tlearn.data import (
     training_batches,
     view_batches,
 )
+from tlearn.data.augment import transforms
 from tlearn.data.pipeline import EpochOrder
 from tlearn.errors import DataError
 
@@ -151,6 +152,19 @@ def test_a_view_is_what_the_training_stream_shows_in_that_epoch():
     assert_same(taken(view_batches(noise(), order, epoch=2, **options)), trained)
     other = taken(view_batches(noise(), order, epoch=1, **options))
     assert not np.array_equal(other[0][0], trained[0][0])
+
+
+def test_a_worker_makes_its_transforms_once(monkeypatch):
+    """To Python, a thread of tf.data is a new one in each batch: what is kept by thread is made in each batch."""
+    made = []
+
+    def counted(config):
+        made.append(config)
+        return transforms(config)
+
+    monkeypatch.setattr("tlearn.data.augment.transforms", counted)
+    taken(stream(AUGMENT, workers=1))
+    assert len(made) == 1
 
 
 def test_evaluation_is_in_order_and_once():

@@ -3,8 +3,8 @@
 What happens to an image is a function of (seed, epoch, row) alone: not of the number of workers, nor of the order in
 which images are read. Two habits of albumentations 2.0.8 shape this file, both tried:
 
-- A ``Compose`` keeps its random state, and is not re-entrant: each thread has its own, whose state is set anew for
-  every image.
+- A ``Compose`` keeps its random state, and is not re-entrant: whoever changes an image takes one that nobody else is
+  using, and sets its state anew.
 - ``Compose.set_random_seed`` gives each of its transforms a generator with the *same* seed, so that "flip left-right"
   and "flip up-down" always happen together. ``set_random_state`` shares one generator among them; that is used here.
 """
@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 import os
 import random
-import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,7 +53,9 @@ class Augmenter:
         self._image_size = image_size
         self._interpolation = interpolation
         self._seed = seed
-        self._local = threading.local()
+        # Not ``threading.local``: to Python, each call from a thread of tf.data comes from a new one, and making the
+        # transforms takes some milliseconds.
+        self._idle: deque[tuple[Any, Any]] = deque()
 
     @property
     def crops(self) -> bool:
@@ -69,33 +73,38 @@ class Augmenter:
 
         It comes before all else, and in place of ``data.resize``, since it needs the pixels that resizing drops.
         """
-        crop, _ = self._transforms()
-        if crop is None:
+        if not self.crops:
             return None
-        generator = self._seeded(crop, epoch, row, stream=0)
-        if generator.random() >= self._config.random_resized_crop.p:
-            return None
-        cropped: Pixels = crop(image=image)["image"]
+        with self._transforms() as (crop, _):
+            generator = self._seeded(crop, epoch, row, stream=0)
+            if generator.random() >= self._config.random_resized_crop.p:
+                return None
+            cropped: Pixels = crop(image=image)["image"]
         return cropped
 
     def __call__(self, image: Pixels, *, epoch: int, row: int) -> Pixels:
         """All other transforms of a square image, uint8 (image_size, image_size, 3)."""
-        _, compose = self._transforms()
-        if compose is None:
-            return image
-        self._seeded(compose, epoch, row, stream=1)
-        changed: Pixels = compose(image=image)["image"]
+        with self._transforms() as (_, compose):
+            if compose is None:
+                return image
+            self._seeded(compose, epoch, row, stream=1)
+            changed: Pixels = compose(image=image)["image"]
         return changed
 
-    def _transforms(self) -> tuple[Any, Any]:
-        """This thread's own random crop and the rest of the transforms; None for what does nothing."""
-        if not hasattr(self._local, "transforms"):
-            self._local.transforms = (
+    @contextmanager
+    def _transforms(self) -> Iterator[tuple[Any, Any]]:
+        """The random crop and the rest of the transforms, for the caller alone; None for what does nothing."""
+        try:
+            taken = self._idle.pop()
+        except IndexError:
+            taken = (
                 _compose(_random_resized_crop(self._config, self._image_size, self._interpolation)),
                 _compose(transforms(self._config)),
             )
-        made: tuple[Any, Any] = self._local.transforms
-        return made
+        try:
+            yield taken
+        finally:
+            self._idle.append(taken)
 
     def _seeded(self, compose: Any, epoch: int, row: int, stream: int) -> random.Random:
         """Set the random state of a Compose for one image, and return its generator."""
