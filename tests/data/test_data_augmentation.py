@@ -42,6 +42,11 @@ def augmenter(seed=0, size=48, **transforms):
     return Augmenter(AugmentConfig(**transforms), image_size=size, seed=seed)
 
 
+def cropped(augment, image, *, epoch, row):
+    (crop,) = augment.random_crops([row], epoch=epoch)
+    return crop(image)
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_each_transform_changes_the_image_and_keeps_its_form(name):
     augment = augmenter(**{name: EACH[name]})
@@ -57,7 +62,7 @@ def test_nothing_is_done_by_default():
     augment = augmenter()
     assert augment(IMAGE, epoch=0, row=0) is IMAGE
     assert not augment.crops
-    assert augment.crop(IMAGE, epoch=0, row=0) is None
+    assert cropped(augment, IMAGE, epoch=0, row=0) is None
 
 
 def test_flips_flip():
@@ -79,7 +84,7 @@ def test_the_crop_does_not_decide_the_flip():
     augment = augmenter(random_resized_crop=RandomResizedCrop(p=0.5), horizontal_flip=Flip(p=0.5))
     both = Counter(
         (
-            augment.crop(IMAGE, epoch=0, row=row) is not None,
+            cropped(augment, IMAGE, epoch=0, row=row) is not None,
             not np.array_equal(augment(IMAGE, epoch=0, row=row), IMAGE),
         )
         for row in range(400)
@@ -102,7 +107,7 @@ def test_threads_and_order_make_no_difference():
     augment = augmenter(**half(EACH), random_resized_crop=RandomResizedCrop(p=1.0))
 
     def both(row):
-        return augment.crop(IMAGE, epoch=1, row=row).tobytes(), augment(IMAGE, epoch=1, row=row).tobytes()
+        return cropped(augment, IMAGE, epoch=1, row=row).tobytes(), augment(IMAGE, epoch=1, row=row).tobytes()
 
     alone = [both(row) for row in range(60)]
     with ThreadPoolExecutor(4) as pool:
@@ -110,14 +115,23 @@ def test_threads_and_order_make_no_difference():
     assert reversed_order[::-1] == alone
 
 
+def test_crops_of_many_rows_are_those_of_each():
+    augment = augmenter(random_resized_crop=RandomResizedCrop(p=0.7))
+    together = [crop(IMAGE) for crop in augment.random_crops(range(20), epoch=3)]
+    alone = [cropped(augment, IMAGE, epoch=3, row=row) for row in reversed(range(20))][::-1]
+    assert [part is None for part in together] == [part is None for part in alone]
+    assert all(np.array_equal(*both) for both in zip(together, alone, strict=True))
+    assert len({part.tobytes() for part in together if part is not None}) > 10
+
+
 def test_the_random_crop_has_the_shares_it_should():
     ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], 100, axis=0).repeat(3, axis=2)
     crop = RandomResizedCrop(p=1.0, scale_min=0.2, scale_max=0.4, ratio_min=1.0, ratio_max=1.0)
     augment = augmenter(size=32, random_resized_crop=crop)
     for row in range(50):
-        cropped = augment.crop(ramp, epoch=0, row=row)
-        assert cropped.shape == (32, 32, 3)
-        side = (int(cropped[0, -1, 0]) - int(cropped[0, 0, 0])) / 2 + 100 / 32
+        part = cropped(augment, ramp, epoch=0, row=row)
+        assert part.shape == (32, 32, 3)
+        side = (int(part[0, -1, 0]) - int(part[0, 0, 0])) / 2 + 100 / 32
         assert 0.18 < (side / 100) ** 2 < 0.44
 
 
@@ -125,7 +139,7 @@ def test_the_random_crop_is_antialiased():
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
     crop = RandomResizedCrop(p=1.0, scale_min=0.9, scale_max=1.0)
-    assert augmenter(size=16, random_resized_crop=crop).crop(stripes, epoch=0, row=0).std() < 20
+    assert cropped(augmenter(size=16, random_resized_crop=crop), stripes, epoch=0, row=0).std() < 20
 
 
 def test_p_is_the_share_of_images():

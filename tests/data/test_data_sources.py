@@ -253,8 +253,8 @@ def test_the_limits_of_every_strength_build():
         augmenter = Augmenter(config, image_size=16, seed=0)
         for shape in ((30, 20), (1, 1), (1, 500), (500, 1)):
             image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-            for row in range(5):
-                square = augmenter.crop(image, epoch=0, row=row)
+            for row, crop in enumerate(augmenter.random_crops(range(5), epoch=0)):
+                square = crop(image)
                 assert augmenter(square, epoch=0, row=row).shape == (16, 16, 3)
 
 

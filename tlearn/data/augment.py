@@ -15,14 +15,21 @@ import math
 import os
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tlearn.config import AugmentConfig, Interpolation
 from tlearn.data.decode import Pixels
+
+Generators = tuple[np.random.Generator, random.Random]
+"""albumentations draws from both."""
+
+Crop = Callable[[Pixels], Pixels | None]
+"""Gives (image_size, image_size, 3) of a whole image, or None: resize it as usual."""
 
 
 def changes_images(config: AugmentConfig) -> bool:
@@ -59,7 +66,7 @@ class Augmenter:
 
     @property
     def crops(self) -> bool:
-        """Whether ``crop`` may do anything, and needs whole images."""
+        """Whether ``random_crops`` may do anything, and need whole images."""
         return self._config.random_resized_crop.p > 0
 
     def excess(self, width: int, height: int) -> float:
@@ -68,17 +75,21 @@ class Augmenter:
         shorter = math.sqrt(crop.scale_min * width * height * min(crop.ratio_min, 1 / crop.ratio_max))
         return min(shorter, width, height) / self._image_size
 
-    def crop(self, image: Pixels, *, epoch: int, row: int) -> Pixels | None:
-        """A random rectangle of a whole image as (image_size, image_size, 3), or None: resize it as usual.
+    def random_crops(self, rows: Iterable[int], *, epoch: int) -> list[Crop]:
+        """What takes a random rectangle of the whole image of each row.
 
-        It comes before all else, and in place of ``data.resize``, since it needs the pixels that resizing drops.
+        It comes before all else, and in place of ``data.resize``, since it needs the pixels that resizing drops. All
+        generators are made at once: after an image has been decoded each would take five times as long, because nothing
+        of it is left in the processor's caches.
         """
-        if not self.crops:
+        return [partial(self._crop, self._generators(epoch, row, stream=0)) for row in rows]
+
+    def _crop(self, generators: Generators, image: Pixels) -> Pixels | None:
+        _, python = generators
+        if python.random() >= self._config.random_resized_crop.p:
             return None
         with self._transforms() as (crop, _):
-            generator = self._seeded(crop, epoch, row, stream=0)
-            if generator.random() >= self._config.random_resized_crop.p:
-                return None
+            crop.set_random_state(*generators)
             cropped: Pixels = crop(image=image)["image"]
         return cropped
 
@@ -87,7 +98,7 @@ class Augmenter:
         with self._transforms() as (_, compose):
             if compose is None:
                 return image
-            self._seeded(compose, epoch, row, stream=1)
+            compose.set_random_state(*self._generators(epoch, row, stream=1))
             changed: Pixels = compose(image=image)["image"]
         return changed
 
@@ -106,12 +117,11 @@ class Augmenter:
         finally:
             self._idle.append(taken)
 
-    def _seeded(self, compose: Any, epoch: int, row: int, stream: int) -> random.Random:
-        """Set the random state of a Compose for one image, and return its generator."""
+    def _generators(self, epoch: int, row: int, stream: int) -> Generators:
+        """Of everything random about one image, or about its crop."""
         key = np.random.SeedSequence([self._seed, epoch, row, stream])
         python = random.Random(int(key.generate_state(1, np.uint64)[0]))
-        compose.set_random_state(np.random.Generator(np.random.PCG64(key)), python)
-        return python
+        return np.random.Generator(np.random.PCG64(key)), python
 
 
 def transforms(config: AugmentConfig) -> list[Any]:
@@ -190,7 +200,8 @@ def _random_resized_crop(config: AugmentConfig, image_size: int, interpolation: 
 
 
 def _compose(transforms: list[Any]) -> Any:
-    return _albumentations().Compose(transforms) if transforms else None
+    # The shapes of several images would be compared: there is but one.
+    return _albumentations().Compose(transforms, is_check_shapes=False) if transforms else None
 
 
 def _albumentations() -> Any:

@@ -171,15 +171,16 @@ def _open(file: ImageFile, max_pixels: int, name: str) -> Iterator[Image.Image]:
             yield image
         return
     # Pillow, which is told no name, maps no file into memory: one that is cut off meanwhile would end the process.
-    with (
-        open(_descriptor(file, name), "rb") as opened,
-        _identified(opened, max_pixels, name, os.fstat(opened.fileno()).st_size == 0) as image,
-    ):
+    descriptor, size = _descriptor(file, name)
+    with open(descriptor, "rb") as opened, _identified(opened, max_pixels, name, size == 0) as image:
         yield image
 
 
-def _descriptor(path: str | os.PathLike[str], name: str) -> int:
-    """Open a regular file; it is judged by its name, so that nothing else is opened, and as what was opened then."""
+def _descriptor(path: str | os.PathLike[str], name: str) -> tuple[int, int]:
+    """Open a regular file, and say how many bytes it has.
+
+    It is judged by its name, so that nothing else is opened, and as what was opened then.
+    """
     regular_size(path, name)
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that took the name meanwhile does not block
@@ -188,11 +189,10 @@ def _descriptor(path: str | os.PathLike[str], name: str) -> int:
     except OSError as error:
         raise UnreadableImage(name, f"cannot be opened ({error.strerror})") from error
     try:
-        _judged(os.fstat(opened), name)
+        return opened, _judged(os.fstat(opened), name)
     except UnreadableImage:
         os.close(opened)
         raise
-    return opened
 
 
 def _identified(file: IO[bytes], max_pixels: int, name: str, empty: bool) -> Image.Image:

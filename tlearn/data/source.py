@@ -115,6 +115,7 @@ class FileSource:
         self.name = name
         self.where = where
         self.root = root
+        self._top = os.fspath(root)
         self.table = table
         self.max_pixels = max_pixels
 
@@ -124,7 +125,7 @@ class FileSource:
 
     def open(self, row: int, excess: Excess | None = None) -> Image.Image:
         """The same pixels, or fewer, as a Pillow image of mode RGB: resizing that saves two copies of them."""
-        return open_rgb(self.file(row), max_pixels=self.max_pixels, excess=excess)
+        return open_rgb(os.path.join(self._top, self.table.key(row)), max_pixels=self.max_pixels, excess=excess)
 
     def file(self, row: int) -> Path:
         """The row's file."""
