@@ -17,6 +17,7 @@ from tlearn import interrupts
 from tlearn.config import Interpolation, Resize
 from tlearn.errors import ConfigError, Problem, UserError, visible
 from tlearn.train.command import OK, USER_ERROR, print_problems
+from tlearn.words import counted
 
 if TYPE_CHECKING:
     from tlearn.images import Columns
@@ -279,7 +280,7 @@ def list_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
     """Images that were left out, on standard error."""
     if not unreadable:
         return
-    print(f"{len(unreadable):,} image{'s' if len(unreadable) > 1 else ''} could not be read:", file=sys.stderr)
+    print(f"{counted(len(unreadable), 'image')} could not be read:", file=sys.stderr)
     for name, reason in unreadable[:_SHOWN]:
         print(f"  {visible(name)}: {in_options(reason)}", file=sys.stderr)
     if len(unreadable) > _SHOWN:

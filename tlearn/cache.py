@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tlearn.config import CacheConfig
-from tlearn.errors import Problem, UserError
+from tlearn.errors import Problem, UserError, visible
 from tlearn.interrupts import stopped
 from tlearn.train.feature_cache import Entry, FeatureCache, cache_folder
+from tlearn.words import counted, size_text
 
 _DAY = 86_400
 
@@ -81,15 +82,15 @@ def _list(cache: FeatureCache, as_json: bool) -> int:
         return 0
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 1), header_style="bold", pad_edge=False)
-    for name in ("key", "features", "images", "MB", "used"):
-        table.add_column(name, justify="right" if name in ("images", "MB") else "left", no_wrap=name != "features")
+    for name in ("key", "features", "images", "size", "used"):
+        table.add_column(name, justify="right" if name in ("images", "size") else "left", no_wrap=name != "features")
     for entry in entries:
-        size = f"{entry.bytes / 1e6:,.1f}"
-        table.add_row(entry.key[:8], Text(entry.about), f"{entry.rows:,}", size, _ago(time.time() - entry.used))
+        features = visible("\n".join(filter(None, (entry.about, entry.where))), keep="\n")
+        size, used = size_text(entry.bytes), _ago(time.time() - entry.used)
+        table.add_row(entry.key[:8], Text(features), f"{entry.rows:,}", size, used)
     if entries:
         console.print(table)
-    total = sum(entry.bytes for entry in entries) / 1e6
-    console.print(Text(f"{cache.folder}: {_counted(entries)}, {total:,.1f} MB"), soft_wrap=True)
+    console.print(Text(f"{cache.folder}: {_counted(entries)}, {_size(entries)}"), soft_wrap=True)
     return 0
 
 
@@ -111,26 +112,30 @@ def _clear(cache: FeatureCache, older_than: float, as_json: bool) -> int:
     deleted = [entry for entry in entries if cache.delete(entry.key)]
     kept = [entry.key for entry in entries if entry not in deleted]
     cache.sweep()
-    megabytes = sum(entry.bytes for entry in deleted) / 1e6
+    megabytes = sum(entry.bytes for entry in deleted) / 1e6  # as data, in one unit
     if as_json:
         keys = [entry.key for entry in deleted]
         print(json.dumps({"folder": str(cache.folder), "deleted": keys, "kept": kept, "MB": megabytes}, indent=2))
     else:
-        print(f"{cache.folder}: {_counted(deleted)} deleted, {megabytes:,.1f} MB")
+        print(f"{cache.folder}: {_counted(deleted)} deleted, {_size(deleted)}")
     for key in kept:
         print(f"kept: {cache.folder / key} is in use, or may not be deleted", file=sys.stderr)
     return 0
 
 
 def _counted(entries: Sequence[Entry]) -> str:
-    return f"{len(entries):,} entr{'y' if len(entries) == 1 else 'ies'}"
+    return counted(len(entries), "entry", "entries")
+
+
+def _size(entries: Sequence[Entry]) -> str:
+    return size_text(sum(entry.bytes for entry in entries))
 
 
 def _ago(seconds: float) -> str:
     for unit, length in (("day", _DAY), ("hour", 3600), ("minute", 60)):
         count = int(seconds // length)
         if count > 0:
-            return f"{count:,} {unit}{'s' if count > 1 else ''} ago"
+            return f"{counted(count, unit)} ago"
     return "just now"
 
 

@@ -54,11 +54,17 @@ class WeightsError(UserError):
     """Weights are missing, damaged or made for another network."""
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """A suggestion where one is near, else the options themselves (at most 20)."""
+def did_you_mean(name: str, options: Iterable[str], prefix: str = "") -> str:
+    """A suggestion where one is near, else the options themselves (at most 20).
+
+    Args:
+        name: as it was given.
+        options: that there are.
+        prefix: of all of them, which is said with each and not compared.
+    """
     known = sorted(options)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = [f"{prefix}{option}" for option in difflib.get_close_matches(name, known, n=3, cutoff=0.6)]
     if near:
         return f"did you mean {' or '.join(near)}?"
-    shown = ", ".join(known[:20]) + (f", ... ({len(known)} in all)" if len(known) > 20 else "")
-    return f"one of: {shown}"
+    shown = ", ".join(f"{prefix}{option}" for option in known[:20])
+    return f"one of: {shown}" + (f", ... ({len(known)} in all)" if len(known) > 20 else "")

@@ -9,9 +9,11 @@ those which are there need not be computed again with others.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from tlearn.config import CacheConfig, CacheMode, Config, FeatureType, Pooling, PrefixEngine
 from tlearn.data import fingerprint
+from tlearn.data.source import place_of
 from tlearn.images import FileImages
 from tlearn.labelled import Labelled
 from tlearn.train.feature_arrays import Features, Layout
@@ -42,6 +45,7 @@ class KeptFeatures:
     Attributes:
         store: the cache; None: nothing is kept.
         key, layout, about: of the entry.
+        where: says where the images come from, for people; it may take a while.
         writable: whether what verbs compute may be put there.
     """
 
@@ -49,6 +53,7 @@ class KeptFeatures:
     key: str = ""
     layout: Layout = field(default_factory=lambda: Layout(0, (), "float32"))
     about: str = ""
+    where: Callable[[], str] = str
     writable: bool = True
 
     def open(self) -> Features | None:
@@ -59,7 +64,8 @@ class KeptFeatures:
         """Keep the features of all images, (..., *shape) at a time, where there is room."""
         if self.store is None or not self.writable:
             return
-        with contextlib.suppress(OSError), self.store.writing(self.key, self.layout, self.about) as writer:
+        writing = self.store.writing(self.key, self.layout, self.about, where=self.where())
+        with contextlib.suppress(OSError), writing as writer:
             if writer is not None:
                 for chunk in values:
                     writer.append([chunk])
@@ -100,7 +106,7 @@ def kept_features(
         layout = Layout(len(images), (shape,), (dtype or cache.dtype).value)
         key = feature_key(known, network.reading, prefix_hash(frontier), layout, engine, augment=None, seed=0)
         about = f"{network.backbone.spec.name} {network.backbone.image_size} px, {_about(images)}: {name}"
-        kept[name] = KeptFeatures(store, key, layout, about, engine is not PrefixEngine.xla)
+        kept[name] = KeptFeatures(store, key, layout, about, partial(_where, images), engine is not PrefixEngine.xla)
     return kept
 
 
@@ -116,6 +122,14 @@ def _fingerprint(images: FileImages | Labelled) -> str | None:
 
 def _about(images: FileImages | Labelled) -> str:
     return images.split if isinstance(images, Labelled) else f"{len(images):,} files"
+
+
+def _where(images: FileImages | Labelled) -> str:
+    """A place that all of them come from."""
+    if isinstance(images, Labelled):
+        return place_of(images.source)
+    folders = {os.path.dirname(os.path.abspath(images.name(row))) for row in range(len(images))}
+    return os.path.commonpath(folders) if folders else ""
 
 
 def _as_in_training(tensor: Any) -> Any:

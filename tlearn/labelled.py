@@ -21,6 +21,7 @@ from tlearn.data.tabular import index_table
 from tlearn.errors import DataError, Problem, UserError, did_you_mean
 from tlearn.images import Columns, in_options, is_table
 from tlearn.train.run import Run
+from tlearn.words import counted
 
 SPLITS = ("train", "val", "test")
 _SHOWN = 10
@@ -226,7 +227,8 @@ def known_only(
         left_out = f"labels that the network does not know were left out: {named}"
     else:
         kept = data.only(~lost[data.labels])
-        left_out = f"{len(data) - len(kept):,} images of classes that the network does not know were left out: {named}"
+        images = counted(len(data) - len(kept), "image")
+        left_out = f"left out {images} of classes that the network does not know: {named}"
     if not len(kept) or not kept.classes:
         raise UserError(Problem("--data", "the network knows none of its classes", did_you_mean(unknown[0], classes)))
     return replace(kept, notices=(*data.notices, left_out))

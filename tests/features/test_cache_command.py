@@ -28,7 +28,7 @@ def filled(tmp_path: Path) -> FeatureCache:
     cache = FeatureCache(tmp_path / "cache" / "tlearn" / "features")  # see conftest.py
     for key, age in zip(KEYS, (0, 7200, 864_000), strict=True):
         about = "inception_resnet_v2 299 px, folder train: block8_10_mixed 8x8x1536, activation_161 8x8x192"
-        with cache.writing(key, LAYOUT, about) as writer:
+        with cache.writing(key, LAYOUT, about, where="/photos/of mine" if age else "") as writer:
             assert writer is not None
             writer.append([np.zeros((1234, 7, 7, 3), np.float32)])
         when = time.time() - age
@@ -41,11 +41,12 @@ def test_list(filled: FeatureCache, capsys: pytest.CaptureFixture[str], monkeypa
     assert main(["list"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in table), "fits a terminal"
-    assert table[0].split() == ["key", "features", "images", "MB", "used"]
+    assert table[0].split() == ["key", "features", "images", "size", "used"]
     rows = [line for line in table[1:] if line.startswith("0000")]
     ages = ("just now", "2 hours ago", "10 days ago")
     assert all(row.rstrip().endswith(age) for row, age in zip(rows, ages, strict=True))
-    assert all("1,234" in row and "0.7" in row for row in rows)
+    assert all("1,234" in row and "725.6 kB" in row for row in rows)
+    assert sum("/photos/of mine" in line for line in table) == 2, "where that is known"
     assert last == f"{filled.folder}: 3 entries, 2.2 MB"
 
 
@@ -55,6 +56,7 @@ def test_list_as_data(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) 
     assert listed["folder"] == str(filled.folder)
     assert [entry["key"] for entry in listed["entries"]] == KEYS
     assert listed["entries"][0]["bytes"] == LAYOUT.bytes
+    assert [entry["where"] for entry in listed["entries"]] == ["", *["/photos/of mine"] * 2]
 
 
 def test_an_empty_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +81,7 @@ def test_verify(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_clear(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["clear", "--older-than", "1"]) == 0
-    assert capsys.readouterr().out == f"{filled.folder}: 1 entry deleted, 0.7 MB\n"
+    assert capsys.readouterr().out == f"{filled.folder}: 1 entry deleted, 725.6 kB\n"
     features = filled.open(KEYS[0], LAYOUT)
     assert features is not None
     assert main(["clear"]) == 0

@@ -30,6 +30,7 @@ def test_another_run_uses_them_again(train: Callable[..., Any], tmp_path: Path) 
     first = train("cache.dir=kept", SHORT)
     assert first.passes == 1
     assert (tmp_path / "kept").is_dir(), "a relative folder starts where the command does"
+    assert [entry.where for entry in FeatureCache(Path("kept")).entries()] == ["memory"] * 2
     second = train("cache.dir=kept", SHORT, "head.dropout=0.5", "optimizer.name=sgd", "data.batch_size=5")
     assert second.passes == 0
     assert "features are in the cache" in second.said

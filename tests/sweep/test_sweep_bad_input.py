@@ -80,7 +80,7 @@ def summary(rates: tuple[str, ...], runs: Any, capsys: pytest.CaptureFixture[str
             "head.dropout: {type: float, low: 0, high: 0.5, when: {head: mlp}}}",
             "head is never 'mlp'",
         ),
-        ("sweep.tirals=3", "did you mean trials"),
+        ("sweep.tirals=3", "did you mean sweep.trials"),
     ],
 )
 def test_a_space_that_makes_no_sense(override: str, says: str, refused: Refused, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_trial_that_fails_says_why(tmp_path: Path) -> None:
         (["--help"], 0, "sweep.trials=20"),
         (["--pln"], 2, "did you mean --plan"),
         ([], 2, "sweep: is not given"),
-        (["sweep=heads", "sweep.tirals=2"], 2, "did you mean trials"),
+        (["sweep=heads", "sweep.tirals=2"], 2, "did you mean sweep.trials"),
         (["sweep=heads", "data=folder", "data.path=nowhere"], 2, "nowhere"),
     ],
 )

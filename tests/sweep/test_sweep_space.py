@@ -125,7 +125,7 @@ def test_every_shipped_sweep_makes_runs_that_are_possible(name: str, schedule: s
         (["sweep=nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
         (
             ["sweep=heads", "sweep.tirals=3", "sweep.pruner.nam=asha"],
-            ["did you mean trials", "did you mean pruner.name"],
+            ["did you mean sweep.trials", "did you mean sweep.pruner.name"],
         ),
         (["sweep=heads", "sweep.trials=0"], ["sweep.trials: must be 1 or more"]),
         (["sweep=heads", "sweep.trials=null"], ["there is no budget"]),

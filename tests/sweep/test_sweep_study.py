@@ -167,7 +167,7 @@ def test_a_worker_takes_over_from_one_that_dies_while_it_waits(
         wait_for(lambda: (tmp_path / "out" / "trials" / "0000").is_dir())
         with fake_process(0.0, "sweep.trials=1") as other:
             begun = [next(other.stdout) for _ in range(3)]
-            assert "waiting for 1 trials of other workers" in begun[2]
+            assert "waiting for 1 trial of other workers" in begun[2]
             slow.send_signal(signal.SIGKILL)
             printed, _ = other.communicate(timeout=60)
     assert "trial 0 lost its worker" in printed
@@ -265,10 +265,13 @@ def test_a_journal_and_a_url_hold_a_study_too(fake_sweep: FakeSweep, tmp_path: P
 
 def test_a_study_of_another_search_is_not_gone_on_with(fake_sweep: FakeSweep) -> None:
     fake_sweep("sweep.trials=1")
-    with pytest.raises(UserError, match=r"space: the study there has .* to 1, .* not .* to 2"):
+    with pytest.raises(UserError, match=r"space.optimizer.learning_rate: the study there has .* to 1, .* not .* to 2"):
         fake_sweep("sweep.trials=1", "sweep.space.optimizer.learning_rate.high=2.0")
-    with pytest.raises(UserError, match="overrides"):
+    with pytest.raises(UserError) as caught:
         fake_sweep("sweep.trials=1", "seed=5")
+    (problem,) = caught.value.problems
+    assert problem.where.endswith("study.db: overrides.seed")
+    assert problem.what == 'the study there has nothing, not "5"', "what is the same is not said"
 
 
 def test_trials_without_their_study_are_not_overwritten(fake_sweep: FakeSweep, tmp_path: Path) -> None:

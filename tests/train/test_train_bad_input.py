@@ -235,7 +235,7 @@ def test_truncated_images_are_skipped_and_listed(
     ((path, reason),) = json.loads((run / "manifest.json").read_text())["left_out"]
     assert path.endswith("ant/2.png")
     assert reason
-    assert f"1 images were left out:\n\n- `{path}`: {reason}" in (run / "report.md").read_text()
+    assert f"1 image was left out:\n\n- `{path}`: {reason}" in (run / "report.md").read_text()
     assert json.loads((run / "plan.json").read_text())["train_images"] == 17 - 3
 
 

@@ -185,7 +185,7 @@ def test_classes_are_found_by_name(
         network.evaluate(numbers)
     found = network.evaluate(numbers, skip_unknown=True, resamples=100, allow_missing=True)
     assert found.scores == expected.scores
-    assert found.notices[0] == "1 images of classes that the network does not know were left out: 'ten'"
+    assert found.notices[0] == "left out 1 image of classes that the network does not know: 'ten'"
 
     (numbers / "broken.png").write_text("no image")
     rows = [f"{path.relative_to(numbers)},{path.parent.name}" for path in sorted(numbers.glob("[0-9]/*.png"))]

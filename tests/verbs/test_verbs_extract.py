@@ -167,6 +167,7 @@ def test_each_layer_is_computed_once(
 
     both = extract("both.npz", "conv_pw_3", "conv_pw_3_bn", cached=False)
     assert entries(cache) == ["conv_pw_3", "conv_pw_3_bn"]
+    assert {entry.where for entry in FeatureCache(cache_folder(cache)).entries()} == {str(pictures)}
     with monkeypatch.context() as patch:
         patch.setattr(FileImages, "load", lambda *_: pytest.fail("an image was opened"))
         alone = extract("alone.npz", "conv_pw_3_bn", cached=True)

@@ -23,6 +23,7 @@ from tlearn.data.decode import UnreadableImage, decode, open_rgb, read_size, reg
 from tlearn.data.source import FileSource, ImageSource
 from tlearn.data.table import ImageTable
 from tlearn.errors import DataError, Problem, visible
+from tlearn.words import counted
 
 Rows = NDArray[np.integer[Any]]
 Progress = Callable[[int, int], None]
@@ -109,7 +110,7 @@ class CheckReport:
                 lines.append(f"... {len(groups)} pictures {kind} in all")
         if self.duplicates:
             more = sum(len(rows) - 1 for rows in self.duplicates)
-            lines.append(f"{more} images are copies of others")
+            lines.append(f"{counted(more, 'image is a copy', 'images are copies')} of others")
         return [visible(line) for line in lines]
 
 

@@ -136,6 +136,11 @@ class FileSource:
         return self.table.rows_hash(rows)
 
 
+def place_of(source: ImageSource) -> str:
+    """Where images come from, for a person who is in another folder: of files the whole path."""
+    return os.path.abspath(source.where) if isinstance(source, FileSource) else source.where
+
+
 def stamps_of(root: Path, keys: pa.LargeBinaryArray, *, allow_outside: bool = True) -> NDArray[np.int64]:
     """Size and modification time of each file below a root, int64 (n, 2); size -1 where there is no regular file.
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from tlearn.sweep.load import Sweep
 from tlearn.sweep.study import Claim, SharedStudy
 from tlearn.sweep.values import shown
+from tlearn.words import counted
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -43,7 +44,7 @@ class Display:
 
     def __enter__(self) -> Display:
         settings = self._sweep.settings
-        budget = [f"{self._sweep.most_trials} trials"] if settings.trials or settings.minutes is None else []
+        budget = [counted(self._sweep.most_trials, "trial")] if settings.trials or settings.minutes is None else []
         budget += [f"{settings.minutes:g} minutes"] if settings.minutes else []
         pruner = f", pruner {settings.pruner.name.value}" if self._sweep.prunes else ""
         self.say(f"sweep {settings.name}: {' or '.join(budget)}, sampler {settings.sampler.name.value}{pruner}")

@@ -20,6 +20,7 @@ from tlearn.quiet import hidden_output, import_tensorflow
 from tlearn.sweep.load import Sweep, direction_of
 from tlearn.sweep.space import Parameter, Scalar, config_value
 from tlearn.sweep.values import override_text
+from tlearn.words import counted, size_text
 
 if TYPE_CHECKING:
     from tlearn.backbones import Backbone
@@ -51,7 +52,7 @@ class Extractions:
             text = "no features are shared: in no trial the first stage keeps any"
         else:
             at_most = "at most " if self.deciding else ""
-            text = f"{at_most}{self.shared:,} for {self.trials:,} trials, {self.bytes / 1e6:.3g} MB each"
+            text = f"{at_most}{self.shared:,} for {counted(self.trials, 'trial')}, {size_text(self.bytes)} each"
             which = [key if count is None else f"{key} ({count})" for key, count in self.deciding.items()]
             text += f"; another one for each value of {', '.join(which)}" if which else "; all trials share it"
         return text + (f"; besides, {self.own:,} passes over the images in each trial" if self.own else "")
@@ -164,7 +165,7 @@ def plan_table(sweep: Sweep, extractions: Extractions) -> RenderableType:
     facts.add_column(style="bold")
     facts.add_column()
     objectives = [f"{direction_of(objective)} {objective.metric}" for objective in settings.objectives]
-    budget = [f"{sweep.most_trials:,} trials"] if settings.trials else []
+    budget = [counted(sweep.most_trials, "trial")] if settings.trials else []
     budget += [f"{settings.minutes:g} minutes of trials"] if settings.minutes else []
     facts.add_row("objective", ", ".join(objectives))
     facts.add_row("sampler", f"{settings.sampler.name.value}, seed {settings.seed}")

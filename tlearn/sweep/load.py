@@ -145,7 +145,7 @@ def _settings(overrides: Sequence[Override]) -> SweepConfig:
             _set(data, path, override)
     known = [key.removeprefix("sweep.") for key in keys(SweepConfig, "sweep")]
     for key in _unknown(data, known):
-        problems.append(Problem(f"sweep.{key}", "unknown key", did_you_mean(key, known)))
+        problems.append(Problem(f"sweep.{key}", "unknown key", did_you_mean(key, known, prefix="sweep.")))
     if problems:
         raise ConfigError(problems)
     return typed(data, SweepConfig, "sweep")

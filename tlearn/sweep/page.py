@@ -14,6 +14,7 @@ from tlearn.sweep.plots import Chart, charts
 from tlearn.sweep.study import SharedStudy
 from tlearn.sweep.values import shown
 from tlearn.train.checkpoint import write_atomic
+from tlearn.words import counted
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -65,7 +66,8 @@ def _summary(sweep: Sweep, study: SharedStudy) -> str:
     what = [f"{counts.complete} complete", f"{counts.pruned} pruned", f"{counts.failed} failed"]
     what += [f"{number} {name}" for name in ("running", "waiting") if (number := getattr(counts, name))]
     method = f"sampler {settings.sampler.name.value}, pruner {settings.pruner.name.value}, seed {settings.seed}"
-    return f"{counts.ended} trials: {', '.join(what)}. {counts.seconds / 60:.1f} minutes of trials; {method}."
+    ended = counted(counts.ended, "trial")
+    return f"{ended}: {', '.join(what)}. {counts.seconds / 60:.1f} minutes of trials; {method}."
 
 
 def _best(sweep: Sweep, front: Sequence[FrozenTrial]) -> list[str]:
@@ -75,7 +77,8 @@ def _best(sweep: Sweep, front: Sequence[FrozenTrial]) -> list[str]:
     trial = front[0]
     names = short_names(list(trial.params))
     values = ", ".join(f"{name} {shown(value)}" for name, value in zip(names, trial.params.values(), strict=True))
-    which = f"{len(front)} trials are on the Pareto front; the first of them" if several else "The best"
+    on_front = counted(len(front), "trial is", "trials are")
+    which = f"{on_front} on the Pareto front; the first of them" if several else "The best"
     return [f"<p>{which} is {_link(sweep, trial)}: {_text(values)}</p>"]
 
 

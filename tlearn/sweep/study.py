@@ -34,6 +34,7 @@ from tlearn.sweep.methods import make_pruner, make_sampler
 from tlearn.sweep.results import objective_values, recorded
 from tlearn.sweep.space import Scalar
 from tlearn.sweep.storage import open_storage, storage_errors, storage_url
+from tlearn.train.unchanged import differing, shown
 
 if TYPE_CHECKING:
     import optuna
@@ -124,15 +125,13 @@ class SharedStudy:
             self.optuna.set_user_attr(_SETTINGS, now)
             self.optuna.set_metric_names([objective.metric for objective in self._sweep.settings.objectives])
             return
-        different = [key for key in now if json.dumps(now[key]) != json.dumps(before.get(key))]
-        if different:
-            fix = "budget, pruner, retries, failures and retrain may change; else name another sweep.dir or sweep.name"
-            raise UserError(
-                [
-                    Problem(f"{self.url}: {key}", f"the study there has {before.get(key)}, not {now[key]}", fix)
-                    for key in different
-                ]
-            )
+        fix = "budget, pruner, retries, failures and retrain may change; else name another sweep.dir or sweep.name"
+        problems = [
+            Problem(f"{self.url}: {key}", f"the study there has {shown(was)}, not {shown(wanted)}", fix)
+            for key, was, wanted in differing(_by_key(before), _by_key(now))
+        ]
+        if problems:
+            raise UserError(problems)
 
     def _check_folder_unused(self) -> None:
         if self.optuna.trials or not any(self.trials_folder.iterdir()):
@@ -364,6 +363,12 @@ def _identity(sweep: Sweep) -> dict[str, Any]:
         "trial": json.loads(json.dumps(settings.trial)),
         "overrides": sorted(sweep.base),
     }
+
+
+def _by_key(identity: dict[str, Any]) -> dict[str, Any]:
+    """With a place for each override, so that those which differ can be named alone."""
+    values = dict(text.partition("=")[::2] for text in identity["overrides"])
+    return identity | {"overrides": values} if len(values) == len(identity["overrides"]) else identity
 
 
 def _make_folders(*folders: Path) -> None:

@@ -14,6 +14,7 @@ from tlearn.sweep.process import Ended, OnReport, run_trial
 from tlearn.sweep.results import objective_values, recorded
 from tlearn.sweep.study import Claim, SharedStudy
 from tlearn.train.command import NUMERICAL_FAULT, OK, STOPPED
+from tlearn.words import counted
 
 _POLL_SECONDS = 1.0
 
@@ -64,7 +65,7 @@ class Worker:
                 return True
             if spent or (counts.waiting == 0 and counts.all >= self._sweep.most_trials):
                 if not said_waiting:
-                    self._display.say(f"waiting for {counts.running} trials of other workers")
+                    self._display.say(f"waiting for {counted(counts.running, 'trial')} of other workers")
                 said_waiting = True
                 time.sleep(_POLL_SECONDS)
                 continue

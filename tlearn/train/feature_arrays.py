@@ -160,14 +160,14 @@ class Writer:
             file.write(data)
         self._rows += len(tensors[0])
 
-    def finish(self, folder: Path, about: str, images: str) -> None:
-        """Make the files durable and describe them. Raises RuntimeError when rows are missing."""
+    def finish(self, folder: Path, **about: str) -> None:
+        """Make the files durable and describe them, also in words. Raises RuntimeError when rows are missing."""
         if self._rows != self._layout.rows:
             raise RuntimeError(f"{self._rows} of {self._layout.rows} rows were written")
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())
-        meta = {"about": about, "images": images, **asdict(self._layout), "crc32": self._checksums}
+        meta = {**about, **asdict(self._layout), "crc32": self._checksums}
         write_atomic(folder / META, json.dumps(meta).encode())
 
     def close(self) -> None:

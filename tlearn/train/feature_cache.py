@@ -68,6 +68,7 @@ class Entry:
     Attributes:
         key: its name.
         about: what it holds, for people.
+        where: where the images come from, for people; empty: an older version wrote it.
         rows: number of images (times views).
         bytes: of the arrays.
         used: when it was opened last, seconds since 1970.
@@ -75,6 +76,7 @@ class Entry:
 
     key: str
     about: str
+    where: str
     rows: int
     bytes: int
     used: float
@@ -148,6 +150,7 @@ class FeatureCache:
         while_waiting: Callable[[], None] = lambda: None,
         *,
         images: str = "",
+        where: str = "",
     ) -> Iterator[Writer | None]:
         """Write an entry; it is published when the block ends without an exception.
 
@@ -157,6 +160,7 @@ class FeatureCache:
             about: what it is, for people.
             while_waiting: called again and again while another process writes the same entry.
             images: hash of the images, for ``has_features_of``.
+            where: where they come from, for people.
 
         Yields:
             The writer; None when another process has written the entry in the meantime.
@@ -176,7 +180,7 @@ class FeatureCache:
             with contextlib.closing(Writer(partial, layout)) as writer:
                 writer.reserve()
                 yield writer
-                writer.finish(partial, about, images)
+                writer.finish(partial, about=about, images=images, where=where)
             if _discard(self.folder / key):  # what is there has no description or no lock: it is no entry
                 self._say(f"incomplete features in {self.folder / key}: made anew")
             partial.rename(self.folder / key)
@@ -232,7 +236,8 @@ class FeatureCache:
             with contextlib.suppress(OSError):  # somebody deletes it
                 if meta is not None:
                     layout, used = layout_of(meta), (path / META).stat().st_mtime
-                    found.append(Entry(path.name, str(meta.get("about", "")), layout.rows, layout.bytes, used))
+                    about, where = str(meta.get("about", "")), str(meta.get("where", ""))
+                    found.append(Entry(path.name, about, where, layout.rows, layout.bytes, used))
         return found
 
     def verify(self, key: str) -> bool:

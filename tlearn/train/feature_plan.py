@@ -12,6 +12,7 @@ from tlearn.train.engine import planned_engine
 from tlearn.train.feature_arrays import Layout
 from tlearn.train.feature_key import indescribable
 from tlearn.train.frontier import Frontier, find_frontier
+from tlearn.words import counted
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class FeaturePlanner:
             tensors=tensor_names(self._classifier, frontier),
             shapes=train.shapes,
             cached=not reason,
-            reason=reason or f"{views} version{'s' if views > 1 else ''} of each training image",
+            reason=reason or f"{counted(views, 'version')} of each training image",
             bytes_per_image=train.bytes_per_row,
             bytes=train.bytes + val.bytes,
             dtype=train.dtype,

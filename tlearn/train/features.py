@@ -12,6 +12,7 @@ import keras
 
 from tlearn.config import Config
 from tlearn.data import Data, Reading
+from tlearn.data.source import place_of
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.console import Terminal
 from tlearn.train.distribution import Devices
@@ -241,7 +242,8 @@ class FeatureMaker:
         with contextlib.ExitStack() as stack:
             writers = []
             for entry in sorted(entries, key=lambda entry: entry.key):
-                writing = self._cache.writing(entry.key, entry.layout, entry.about, while_waiting, images=images)
+                about = {"about": entry.about, "images": images, "where": place_of(self._data.source)}
+                writing = self._cache.writing(entry.key, entry.layout, while_waiting=while_waiting, **about)
                 writer = stack.enter_context(writing)
                 if writer is not None:
                     writers.append((entry, writer))

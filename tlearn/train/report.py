@@ -13,6 +13,7 @@ import numpy as np
 from tlearn.errors import visible
 from tlearn.train.checkpoint import write_atomic
 from tlearn.train.run import Run
+from tlearn.words import counted
 
 _MOST_NAMES = 40  # classes whose names still fit beside a confusion matrix
 
@@ -91,7 +92,8 @@ def _left_out(images: Sequence[Sequence[str]]) -> list[str]:
         return []
     lines = [f"- `{visible(path)}`: {reason}" for path, reason in images[:_MOST_LEFT_OUT]]
     more = len(images) - len(lines)
-    return ["", f"{len(images):,} images were left out:", "", *lines, *([f"- and {more:,} more"] if more else [])]
+    left_out = counted(len(images), "image was", "images were")
+    return ["", f"{left_out} left out:", "", *lines, *([f"- and {more:,} more"] if more else [])]
 
 
 def _stage_rows(epochs: Sequence[dict[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from tlearn.data import Data, Split
 from tlearn.errors import Problem, UserError
 from tlearn.train.fingerprint import NONE, Changes, Rows, compare
 from tlearn.train.run import Run
+from tlearn.words import counted
 
 _SHOWN = 20  # values of the plan
 _WORDS = {"unfreeze", "lowest", "optimizer", "head", "weights", "reason", "notes"}
@@ -73,7 +74,8 @@ def check_unchanged(
     problems += [Problem(key, f"was {shown(was)}, is {shown(now)}") for key, was, now in differences[:_SHOWN]]
     if differences:
         fix = f"undo the change; for a new run from these weights: backbone.weights={run.path}"
-        what = f"{len(differences)} values of the plan are not those the run began with"
+        values = counted(len(differences), "value of the plan is", "values of the plan are")
+        what = f"{values} not what the run began with"
         problems.append(Problem(str(run.path), what, fix))
     if problems:
         raise UserError(problems)
@@ -144,7 +146,7 @@ def _data_problems(run: Run, data: Data) -> tuple[list[Problem], str]:
     problems, touched = _changed_files(run, data, before) if "hash" in keys else ([], NONE)
     if keys == ["hash"] and touched.count and not problems:
         first = f"{touched.lines[0]}{' and others' if touched.count > 1 else ''}"
-        return [], f"data: {touched.count:,} images were {TOUCHED}, with the same bytes: {first}"
+        return [], f"data: {counted(touched.count, 'image was', 'images were')} {TOUCHED}, with the same bytes: {first}"
     left_out = differing({"left_out": before.get("left_out")}, {"left_out": now["left_out"]})
     problems += [Problem(key, f"was {shown(was)}, is {shown(is_now)}") for key, was, is_now in left_out]
     if before.get("classes") != now["classes"]:
