@@ -68,7 +68,9 @@ def test_a_pass_over_the_images_shows_how_far_it_is(train: Callable[..., Any], m
     shown: list[tuple[Any, ...]] = []
     monkeypatch.setattr(Terminal, "start_epoch", lambda self, label, steps, done: shown.append((label, steps)))
     monkeypatch.setattr(Terminal, "step", lambda self, done, note: shown.append((done,)))
-    train(*FRESH, "cache.views=3", "schedule.stages.0.epochs=1")  # 18 images, in batches of at most 32
+    run = train(*FRESH, "cache.views=3", "schedule.stages.0.epochs=1")  # 18 images, in batches of at most 32
+    assert "features of 18 train images: 3.5 kB, 3 passes" in run.said
+    assert "features of 6 val images: 384 bytes, one pass" in run.said
     assert shown[:6] == [("features of train images", 3), (1,), (2,), (3,), ("features of val images", 1), (1,)]
 
 

@@ -274,7 +274,8 @@ class FeatureMaker:
             return
         rows = self._entries.rows(split) if rows is None else rows
         views = views_of(self._config) if self._entries.is_changed(split) else 0
-        self._say(f"features of {len(rows):,} {split} images: {_size([entry for entry, _ in writers])}, one pass")
+        size, passes = _size([entry for entry, _ in writers]), f"{views} passes" if views > 1 else "one pass"
+        self._say(f"features of {len(rows):,} {split} images: {size}, {passes}")
         steps = math.ceil(len(rows) / EXTRACTION_BATCH) * max(views, 1)
         self._terminal.start_epoch(f"features of {split} images", steps, 0)
         try:
