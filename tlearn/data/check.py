@@ -263,14 +263,20 @@ def _bytes(path: Path) -> bytes:
 
 def _repeated(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Which values occur more than once."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray(counts[inverse] > 1)
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    equal = ranked[1:] == ranked[:-1]
+    repeated = np.zeros(len(values), np.bool_)
+    repeated[order[1:][equal]] = True
+    repeated[order[:-1][equal]] = True
+    return repeated
 
 
 def _equal_rows(rows: Rows, digests: NDArray[np.uint64]) -> tuple[tuple[int, ...], ...]:
     """Groups of rows with equal digests, in the order of their first rows."""
+    alike = _repeated(digests[:, 0]) & digests.any(axis=1)  # few, as a rule: what follows takes more memory a row
+    rows, digests = rows[alike], digests[alike]
     order = np.lexsort((rows, digests[:, 1], digests[:, 0]))
-    order = order[digests[order].any(axis=1)]
     ranked = digests[order]
     edges = np.flatnonzero((ranked[1:] != ranked[:-1]).any(axis=1)) + 1
     groups = (rows[group].tolist() for group in np.split(order, edges) if len(group) > 1)

@@ -11,17 +11,17 @@ means the same image wherever the folder lies.
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from tlearn.data.decode import EXTENSIONS
 from tlearn.data.source import FileSource, is_folder, stamp_of
-from tlearn.data.table import ImageTable, Split, key_array
+from tlearn.data.table import ImageTable, KeyBuilder, Split
 from tlearn.errors import DataError, Problem, visible
 
 SPLIT_NAMES = {
@@ -48,24 +48,26 @@ def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource
     """
     root = Path(path).expanduser()
     classes, by_split = class_folders(root)
-    keys: list[pa.LargeBinaryArray] = []
-    labels, splits, stamps = [], [], []
+    keys, stamps = KeyBuilder(), array("q")  # as they are found: a list of paths would outgrow the table
+    labels, splits = [], []
     listing = _Listing(root)
     for split, top in by_split.items():
         for label, name in enumerate(classes):
-            found = list(listing.images(top / name)) if (top / name).is_dir() else []
+            before = len(keys)
+            for path in listing.images(top / name) if (top / name).is_dir() else ():
+                keys.append(os.path.relpath(path, root))
+                stamps.extend(stamp_of(path))
+            found = len(keys) - before
             if not found and split in (Split.train, Split.unused):
                 raise _no_images(top / name)
-            keys.append(key_array(os.path.relpath(path, root) for path in found))
-            stamps.append(np.array([stamp_of(path) for path in found], np.int64).reshape(-1, 2))
-            labels.append(np.full(len(found), label, np.int32))
-            splits.append(np.full(len(found), split, np.int8))
+            labels.append(np.full(found, label, np.int32))
+            splits.append(np.full(found, split, np.int8))
     table = ImageTable(
-        pa.concat_arrays(keys),
+        keys.build(),
         np.concatenate(labels),
         np.concatenate(splits),
         classes,
-        stamps=np.concatenate(stamps),
+        stamps=np.frombuffer(stamps, np.int64).reshape(-1, 2),
     )
     return FileSource("folder", os.fspath(root), root, table, max_pixels, listing.notes())
 

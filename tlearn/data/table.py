@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -104,7 +105,7 @@ Rows = NDArray[Any] | range
 """Row numbers; a range is looked at where it lies, not copied."""
 
 _NAMES_AT_ONCE = 1_000_000  # what is hashed depends on it: lengths of so many names, then their characters
-_COPIED_AT_ONCE = 1 << 16
+_COPIED_AT_ONCE = 1 << 12
 
 
 def _parts(rows: Rows, size: int) -> Iterator[Rows]:
@@ -115,9 +116,36 @@ def _index(rows: Rows) -> NDArray[Any] | slice:
     return slice(rows.start, rows.stop) if isinstance(rows, range) else rows
 
 
+class KeyBuilder:
+    """Gathers names for ``ImageTable.keys``, in 8 bytes a row and their characters, from the first one on.
+
+    ``pyarrow.array`` would make a list of all names first, and keep twice what it needs of its own memory afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._characters = bytearray()
+        self._offsets = array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def append(self, key: str | bytes) -> None:
+        """Add a name."""
+        self._characters += os.fsencode(key)
+        self._offsets.append(len(self._characters))
+
+    def build(self) -> pa.LargeBinaryArray:
+        """The names, in the memory they are in: none can be added afterwards."""
+        buffers = [None, pa.py_buffer(self._offsets), pa.py_buffer(self._characters)]
+        return pa.Array.from_buffers(pa.large_binary(), len(self), buffers)
+
+
 def key_array(keys: Iterable[str | bytes]) -> pa.LargeBinaryArray:
-    """Names as the compact array that ``ImageTable.keys`` holds (8 bytes a row and the characters)."""
-    return pa.array((os.fsencode(key) for key in keys), type=pa.large_binary())
+    """Names as the compact array that ``ImageTable.keys`` holds."""
+    builder = KeyBuilder()
+    for key in keys:
+        builder.append(key)
+    return builder.build()
 
 
 def no_splits(count: int) -> NDArray[np.int8]:
