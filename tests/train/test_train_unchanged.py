@@ -47,6 +47,14 @@ def test_nothing_changed(written: Path) -> None:
     assert all(rows.count == 0 for rows in vars(changes).values())
 
 
+def test_one_of_many_files_changed(tmp_path: Path) -> None:
+    names = [f"{index:05d}.png" for index in range(40_000)]  # are written in parts
+    write_fingerprint(tmp_path / "files.parquet", table(names), np.ones((40_000, 2), np.uint64))
+    changes = compare(tmp_path / "files.parquet", table(names, sizes={"39999.png": 7}), 40_000)
+    assert changes.altered.lines == ["39999.png had 100 bytes, has 7"]
+    assert sum(rows.count for rows in vars(changes).values()) == 1
+
+
 def test_every_kind_of_change(written: Path) -> None:
     stamps = table(NAMES).stamps
     assert stamps is not None

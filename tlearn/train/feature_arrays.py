@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import mmap
 import os
 import zlib
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from tlearn.train.checkpoint import write_atomic
 
 META = "meta.json"
-_CHUNK = 1 << 24  # bytes read at once to verify a file
+_CHUNK = 1 << 20  # bytes read at once to verify a file
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,33 @@ class Features:
         self._lock = lock
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Features of some rows, float32 (len(rows), ...) per tensor."""
-        return [np.asarray(array[rows], np.float32) for array in self._arrays]
+        """Features of some rows, int (...), as float32 (..., *shape) per tensor."""
+        return [_taken(array, rows) for array in self._arrays]
 
     def close(self) -> None:
         """Let others delete the entry."""
         self._lock.close()
+
+
+def _taken(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows of an array, as float32."""
+    taken = _own_memory((*rows.shape, *array.shape[1:]))
+    if array.dtype == taken.dtype:
+        np.take(array, rows, axis=0, out=taken, mode="clip")  # all rows are there; other modes would copy twice
+    else:
+        taken[...] = array[rows]
+    return taken
+
+
+def _own_memory(shape: tuple[int, ...]) -> np.ndarray:
+    """An array, float32, in pages that the system has back as soon as nobody needs it.
+
+    They are aligned, so a stream of TensorFlow takes it without a copy. In the heap, where chunk after chunk comes and
+    goes in several threads, each of them would keep room for some.
+    """
+    size = math.prod(shape) * 4
+    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, np.float32, size // 4).reshape(shape)
 
 
 class Damaged(Exception):

@@ -25,18 +25,30 @@ from tlearn.train.checkpoint import replacing
 
 _COLUMNS = ["key", "size", "time", "label", "split"]
 _CONTENT = "content"  # is not there where no file was read as a whole
+_ROWS_AT_ONCE = 1 << 14  # to write: a part of the file is in memory until it is whole
 _LONGEST_ROW = 5_000  # bytes; a path has 4,096 at most
 _ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # in others, a few bytes may say a long name a million times
 
 
 def write_fingerprint(path: Path, table: ImageTable, contents: Contents = None) -> None:
     """Write what ``compare`` reads; ``contents`` are those of the check's report."""
-    stamps = table.stamps if table.stamps is not None else np.zeros((len(table), 2), np.int64)
-    columns = dict(zip(_COLUMNS, (table.keys, stamps[:, 0], stamps[:, 1], _labels(table), table.splits), strict=True))
+    first = _columns(table, contents, slice(0, _ROWS_AT_ONCE))
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    with replacing(path) as partial, pq.ParquetWriter(partial, first.schema, **options) as writer:
+        writer.write_table(first)
+        for start in range(_ROWS_AT_ONCE, len(table), _ROWS_AT_ONCE):
+            writer.write_table(_columns(table, contents, slice(start, start + _ROWS_AT_ONCE)))
+    pa.default_memory_pool().release_unused()  # Arrow would keep room for the next such file: there is none
+
+
+def _columns(table: ImageTable, contents: Contents, rows: slice) -> pa.Table:
+    """What is written of some rows."""
+    stamps = np.zeros((len(table.splits[rows]), 2), np.int64) if table.stamps is None else table.stamps[rows]
+    labels = _labels(table.labels[rows], multi_label=table.multi_label)
+    columns = dict(zip(_COLUMNS, (table.keys[rows], *stamps.T, labels, table.splits[rows]), strict=True))
     if contents is not None:
-        columns[_CONTENT] = _fixed(contents)
-    with replacing(path) as partial:
-        pq.write_table(pa.table(columns), partial, compression="zstd", use_dictionary=False, write_statistics=False)
+        columns[_CONTENT] = _fixed(contents[rows])
+    return pa.table(columns)
 
 
 Contents = NDArray[np.uint64] | None
@@ -115,8 +127,10 @@ def compare(path: Path, table: ImageTable, images: int, contents: Contents = Non
     if contents is not None and _CONTENT in old.column_names:
         before, after = _unfixed(old[_CONTENT])[there], contents[here]
         doubtful &= (before != after).any(axis=1) | ~after.any(axis=1)
-    labels = old["label"].combine_chunks().take(pa.array(there)), _labels(table).take(pa.array(here))
-    relabelled = pc.not_equal(*labels).to_numpy(zero_copy_only=False)
+    old_labels, new_labels = old["label"].combine_chunks(), _labels(table.labels, multi_label=table.multi_label)
+    relabelled = pc.not_equal(old_labels.take(pa.array(there)), new_labels.take(pa.array(here))).to_numpy(
+        zero_copy_only=False
+    )
 
     def times(i: int, j: int) -> str:
         return f"was written at {_moment(time[i])}, is of {_moment(stamps[j, 1])}"
@@ -149,11 +163,11 @@ def _read(path: Path, images: int) -> pa.Table:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _labels(table: ImageTable) -> pa.Array:
+def _labels(labels: NDArray[Any], *, multi_label: bool) -> pa.Array:
     """Index of the class; for several labels their bits, as bytes."""
-    if not table.multi_label:
-        return pa.array(table.labels.astype(np.int32))
-    return _fixed(np.packbits(table.labels.astype(bool), axis=1))
+    if not multi_label:
+        return pa.array(labels.astype(np.int32))
+    return _fixed(np.packbits(labels.astype(bool), axis=1))
 
 
 def _fixed(rows: NDArray[Any]) -> pa.FixedSizeBinaryArray:

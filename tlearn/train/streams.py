@@ -35,8 +35,8 @@ EXTRACTION_BATCH = 32
 # Of functions of tf.data: they hold no Python loops or branches on tensors, and looking for some takes 50 ms each.
 _as_written = tf.autograph.experimental.do_not_convert
 
-_CHUNK_STEPS = 256  # steps whose features are read at once, where they are small
-_CHUNK_BYTES = 1 << 24  # and where they are not; a few times this is in memory at a time
+_CHUNK_STEPS = 64  # steps whose features are read at once, where they are small
+_CHUNK_BYTES = 1 << 23  # and where they are not; a few times this is in memory at a time
 
 
 class Streams:
