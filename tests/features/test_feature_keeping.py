@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.features.conftest import FRESH, SHORT, TWO_STAGES, off
 from tlearn.train.feature_cache import FeatureCache
@@ -60,6 +62,38 @@ def test_damaged_features_are_made_anew(train: Callable[..., Any]) -> None:
         assert again.furthest_from(expected) == 0
         assert f"damaged features in {largest.parent.absolute()}: {why}; made anew" in again.said
         assert again.said.count("damaged features") == 1
+
+
+@pytest.mark.parametrize(("split", "check"), [("train", "decode"), ("val", "decode"), ("train", "header")])
+def test_a_file_changed_behind_its_size_and_time(
+    train: Callable[..., Any], tmp_path: Path, split: str, check: str
+) -> None:
+    """A check that reads all bytes finds it; one that reads headers takes sizes and times for it, as is documented."""
+    random = np.random.default_rng(1)
+    for where, count in (("train", 4), ("val", 2)):
+        for name in ("ant", "bee"):
+            (tmp_path / "photographs" / where / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (40, 36, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photographs" / where / name / f"{index}.bmp")
+    folder = ("data.name=folder", f"data.path={tmp_path / 'photographs'}", f"data.check={check}", "cache.dir=kept")
+    first = train(*folder, SHORT)
+    file = tmp_path / "photographs" / split / "bee" / "0.bmp"
+    stamp, data = file.stat(), bytearray(file.read_bytes())
+    data[-3000:] = bytes(3000)
+    file.write_bytes(data)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    second = train(*folder, SHORT)
+    if check == "header":
+        assert "features are in the cache" in second.said
+        return
+    assert "are of files with other bytes; made anew" in second.said
+    assert f"features of {8 if split == 'train' else 4} {split} images" in second.said
+    assert second.passes == (split == "train")
+    assert (second.furthest_from(first) > 0) is (split == "train")
+    third = train(*folder, SHORT)
+    assert "features are in the cache" in third.said
+    assert third.furthest_from(second) == 0
 
 
 def test_a_pass_over_the_images_shows_how_far_it_is(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

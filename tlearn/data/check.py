@@ -94,6 +94,12 @@ class CheckReport:
         """Duplicates that stand in more than one of train, val and test."""
         return [rows for rows in self.duplicates if len({s for s in table.splits[list(rows)].tolist() if s >= 0}) > 1]
 
+    def contents_hash(self, rows: Rows) -> str:
+        """Hash of the bytes of some rows' files, in their order; empty where one of them was not read as a whole."""
+        if self.contents is None or not self.contents[rows].any(axis=1).all():
+            return ""
+        return blake2b(self.contents[rows].tobytes(), digest_size=16).hexdigest()
+
     def warnings(self, table: ImageTable) -> list[str]:
         """Each finding in one line, with the first few names; empty when all is well."""
         lines = [f"left out, unreadable: {entry.path} {entry.reason}" for entry in self.unreadable[:_SHOWN]]

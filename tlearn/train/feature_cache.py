@@ -120,10 +120,14 @@ class FeatureCache:
         metas = (read_meta(path) for path in self._folders(partial=False)) if images else ()
         return any(meta is not None and meta.get("images") == images for meta in metas)
 
-    def open(self, key: str, layout: Layout) -> Features | None:
+    def open(self, key: str, layout: Layout, contents: str = "") -> Features | None:
         """The entry, verified; None when there is none. A damaged one is deleted: those who read it keep their files.
 
         It works in a folder that cannot be written to.
+
+        Args:
+            key, layout: of the entry.
+            contents: hash of the bytes of the images. An entry made of others is deleted too, where both are known.
         """
         path, give_up = self.folder / key, time.monotonic() + _OPENING_SECONDS
         while (lock := _lock(path, fcntl.LOCK_SH)) is None:
@@ -134,12 +138,20 @@ class FeatureCache:
             features = Features(layout, open_arrays(path, layout), lock)
         except Damaged as damage:
             lock.close()
-            is_gone = _discard(path) or not path.exists()
-            self._say(f"damaged features in {path}: {damage}; {'made anew' if is_gone else 'not used'}")
+            self._drop(path, f"damaged features in {path}: {damage}")
+            return None
+        known = (read_meta(path) or {}).get("contents")
+        if contents and known and contents != known:
+            features.close()
+            self._drop(path, f"features in {path} are of files with other bytes")
             return None
         with contextlib.suppress(OSError):
             os.utime(path / META)  # used now: last to make room
         return features
+
+    def _drop(self, path: Path, why: str) -> None:
+        is_gone = _discard(path) or not path.exists()
+        self._say(f"{why}; {'made anew' if is_gone else 'not used'}")
 
     @contextlib.contextmanager
     def writing(
@@ -151,6 +163,7 @@ class FeatureCache:
         *,
         images: str = "",
         where: str = "",
+        contents: str = "",
     ) -> Iterator[Writer | None]:
         """Write an entry; it is published when the block ends without an exception.
 
@@ -161,6 +174,7 @@ class FeatureCache:
             while_waiting: called again and again while another process writes the same entry.
             images: hash of the images, for ``has_features_of``.
             where: where they come from, for people.
+            contents: hash of their bytes, for ``open``; empty: not known.
 
         Yields:
             The writer; None when another process has written the entry in the meantime.
@@ -180,7 +194,7 @@ class FeatureCache:
             with contextlib.closing(Writer(partial, layout)) as writer:
                 writer.reserve()
                 yield writer
-                writer.finish(partial, about=about, images=images, where=where)
+                writer.finish(partial, about=about, images=images, where=where, contents=contents)
             if _discard(self.folder / key):  # what is there has no description or no lock: it is no entry
                 self._say(f"incomplete features in {self.folder / key}: made anew")
             partial.rename(self.folder / key)

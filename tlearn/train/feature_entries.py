@@ -25,6 +25,7 @@ class Wanted:
         split: whose images it is about, ``train`` or ``val``.
         key, layout, about: of the entry.
         tensors: the frontier, which it holds.
+        contents: hash of the bytes of the images' files; empty where they were not read as a whole.
     """
 
     split: str
@@ -32,6 +33,7 @@ class Wanted:
     layout: Layout
     tensors: tuple[Any, ...]
     about: str
+    contents: str
 
 
 class FeatureEntries:
@@ -81,9 +83,14 @@ class FeatureEntries:
         )
         tensors = ", ".join(tensor_names(self._classifier, frontier))
         about = f"{backbone.spec.name} {backbone.image_size} px, {config.data.name} {split}: {tensors}"
-        return Wanted(split, key, layout, frontier.tensors, about)
+        return Wanted(split, key, layout, frontier.tensors, about, self._contents[split])
 
     @cached_property
     def _fingerprints(self) -> dict[str, str | None]:
         """Of the images of both splits: where these are in memory, or in millions of files, that takes a while."""
         return {split: fingerprint(self._data.source, self.rows(split)) for split in ("train", "val")}
+
+    @cached_property
+    def _contents(self) -> dict[str, str]:
+        """Of the files of both splits, as the check has read them: names, sizes and times alone can deceive."""
+        return {split: self._data.report.contents_hash(self.rows(split)) for split in ("train", "val")}

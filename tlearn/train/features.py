@@ -150,7 +150,7 @@ class FeatureMaker:
         """Open what is not open yet; whether everything is open now."""
         for entry in wanted:
             if entry.key not in self._open:
-                features = self._cache.open(entry.key, entry.layout)
+                features = self._cache.open(entry.key, entry.layout, entry.contents)
                 if features is not None:
                     self._open[entry.key] = features
         return all(entry.key in self._open for entry in wanted)
@@ -243,6 +243,7 @@ class FeatureMaker:
             writers = []
             for entry in sorted(entries, key=lambda entry: entry.key):
                 about = {"about": entry.about, "images": images, "where": place_of(self._data.source)}
+                about["contents"] = entry.contents
                 writing = self._cache.writing(entry.key, entry.layout, while_waiting=while_waiting, **about)
                 writer = stack.enter_context(writing)
                 if writer is not None:
