@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -61,10 +62,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _days(text: str) -> float:
-    days = float(text)
-    if not days >= 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
-    return days
+    with contextlib.suppress(ValueError):
+        if (days := float(text)) >= 0:
+            return days
+    raise argparse.ArgumentTypeError(f"must be a number of days, 0 or more, got {text!r}")
 
 
 def _cache(folder: str | None) -> FeatureCache:
@@ -90,7 +91,9 @@ def _list(cache: FeatureCache, as_json: bool) -> int:
         table.add_row(entry.key[:8], Text(features), f"{entry.rows:,}", size, used)
     if entries:
         console.print(table)
-    console.print(Text(f"{cache.folder}: {_counted(entries)}, {_size(entries)}"), soft_wrap=True)
+    unfinished = cache.unfinished_bytes()
+    more = f"; {size_text(unfinished)} are being written, or left by a killed process" if unfinished else ""
+    console.print(Text(f"{cache.folder}: {_counted(entries)}, {_size(entries)}{more}"), soft_wrap=True)
     return 0
 
 
@@ -111,13 +114,14 @@ def _clear(cache: FeatureCache, older_than: float, as_json: bool) -> int:
     entries = [entry for entry in cache.entries() if max(0.0, time.time() - entry.used) >= older_than * _DAY]
     deleted = [entry for entry in entries if cache.delete(entry.key)]
     kept = [entry.key for entry in entries if entry not in deleted]
-    cache.sweep()
+    swept = cache.sweep()
     megabytes = sum(entry.bytes for entry in deleted) / 1e6  # as data, in one unit
     if as_json:
         keys = [entry.key for entry in deleted]
         print(json.dumps({"folder": str(cache.folder), "deleted": keys, "kept": kept, "MB": megabytes}, indent=2))
     else:
-        print(f"{cache.folder}: {_counted(deleted)} deleted, {_size(deleted)}")
+        left = f"; also {counted(swept, 'unfinished entry', 'unfinished entries')}" if swept else ""
+        print(f"{cache.folder}: {_counted(deleted)} deleted, {_size(deleted)}{left}")
     for key in kept:
         print(f"kept: {cache.folder / key} is in use, or may not be deleted", file=sys.stderr)
     return 0

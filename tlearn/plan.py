@@ -63,7 +63,16 @@ def _plan_run(overrides: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(plan.as_dict() | {"cache": found.as_dict()}, indent=1))
     else:
-        print_plan(plan, found, _not_checked(config, prepared.data))
+        print_plan(plan, found, [*_unkept(config, found.stages), *_not_checked(config, prepared.data)])
+
+
+def _unkept(config: Config, keeping: Sequence[object]) -> list[str]:
+    """Where features cannot be kept, stages that count on it."""
+    from tlearn.train.feature_cache import FeatureCache, cache_folder
+
+    obstacle = FeatureCache(cache_folder(config.cache)).obstacle() if keeping else ""
+    what = "no features can be kept, and all images are computed in each epoch"
+    return [f"{obstacle}: {what}; cache.dir names another place"] if obstacle else []
 
 
 def _not_checked(config: Config, data: Data) -> list[str]:

@@ -94,12 +94,16 @@ def test_clear(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None
     assert os.listdir(filled.folder) == []
 
 
-def test_clear_takes_what_killed_runs_left(filled: FeatureCache) -> None:
+def test_clear_takes_what_killed_runs_left(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None:
     partial = filled.folder / f"{'d' * 32}.partial"
     partial.mkdir()
     (partial / "lock").touch()
     (partial / "0.bin").write_bytes(b"half")
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out.splitlines()[-1]
+    assert listed.endswith("3 entries, 2.2 MB; 4 bytes are being written, or left by a killed process")
     assert main(["clear"]) == 0
+    assert capsys.readouterr().out.endswith("3 entries deleted, 2.2 MB; also 1 unfinished entry\n")
     assert os.listdir(filled.folder) == []
 
 
@@ -107,9 +111,9 @@ def test_clear_takes_what_killed_runs_left(filled: FeatureCache) -> None:
     ("arguments", "says"),
     [
         (["list", "--dir", "nowhere"], "there is no folder"),
-        (["clear", "--older-than", "soon"], "--older-than"),
-        (["clear", "--older-than", "-1"], "must be 0 or more"),
-        (["clear", "--older-than", "nan"], "must be 0 or more"),
+        (["clear", "--older-than", "soon"], "must be a number of days, 0 or more, got 'soon'"),
+        (["clear", "--older-than", "-1"], "0 or more"),
+        (["clear", "--older-than", "nan"], "0 or more"),
         (["burn"], "burn"),
         ([], "COMMAND"),
     ],

@@ -182,6 +182,16 @@ def test_images_are_not_opened(printed: Callable[..., str], tmp_path: Path, chec
     assert "cache.mode=off; 20 passes over 12.3 kB of pixels, decoded once" in in_memory
 
 
+def test_what_costs_more_than_it_saves_is_said(printed: Callable[..., str], tmp_path: Path) -> None:
+    assert "passes over the training images: 30, more than the 20 epochs: fewer" in printed(FLIPPED, "cache.views=30")
+    assert "more than" not in printed(FLIPPED, "cache.views=20")
+    (tmp_path / "a-file").touch()
+    for folder in ("a-file", "a-file/kept"):
+        told = printed(f"cache.dir={folder}")
+        assert f"note: {tmp_path / 'a-file'} is no folder: no features can be kept" in told
+        assert "no folder" not in printed(f"cache.dir={folder}", "cache.mode=off")
+
+
 def test_programs_read_what_is_in_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "cache.dir=kept", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

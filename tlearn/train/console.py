@@ -141,6 +141,8 @@ def _feature_lines(plan: Plan) -> Group:
         lines.add_row(stage.name, Text(text))
     passes = f"passes over the training images: {plan.passes}"
     passes += f" instead of {plan.epochs}" if plan.passes < plan.epochs else ""
+    if plan.passes > plan.epochs:
+        passes += f", more than the {plan.epochs} epochs: fewer cache.views, or none, take less time"
     engine = next((stage.features.engine for stage in plan.stages if stage.features.cached), "")
     return Group(lines, passes + (f", prefix engine {engine}" if engine else ""))
 

@@ -98,6 +98,13 @@ class FeatureCache:
         self.max_bytes = max_bytes
         self._say = say
 
+    def obstacle(self) -> str:
+        """Why nothing can be kept in the folder, as far as a glance tells; empty where nothing speaks against it."""
+        nearest = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if not nearest.is_dir():
+            return f"{nearest} is no folder"
+        return "" if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} may not be written to"
+
     def has(self, key: str) -> bool:
         """Whether there is a complete entry; only opening it tells whether it is sound."""
         return (self.folder / key / META).is_file() and (self.folder / key / _LOCK).is_file()
@@ -226,7 +233,7 @@ class FeatureCache:
         if needed > self.max_bytes:  # whatever else is deleted
             raise OSError(errno.EDQUOT, f"{needed / 1e9:.1f} GB would exceed cache.max_gb")
         self.sweep()
-        taken = self._being_written()
+        taken = self.unfinished_bytes()
         entries = sorted(self.entries(), key=lambda entry: entry.used)
         taken += sum(entry.bytes for entry in entries)
         removed = []
@@ -285,8 +292,8 @@ class FeatureCache:
                 swept += _discard(path)  # killed while deleting
         return swept
 
-    def _being_written(self) -> int:
-        """Bytes of entries that have no name yet."""
+    def unfinished_bytes(self) -> int:
+        """Of entries that have no name yet: they are being written, or a killed process left them."""
         total = 0
         for path in self._folders(partial=True):
             with contextlib.suppress(OSError):
