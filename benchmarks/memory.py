@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.common import QUICK, compare, in_own_process, scratch, write_results
 
 SIZES = (100, 400) if QUICK else (1_000, 10_000, 100_000)
-REPETITIONS = {"streaming": 1 if QUICK else 3, "features kept": 1}
+REPETITIONS = dict.fromkeys(("streaming", "features kept"), 1 if QUICK else 3)
 STEPS = 2 if QUICK else 40
 CLASSES = 10
 SIDE = 32
