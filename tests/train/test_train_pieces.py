@@ -352,7 +352,9 @@ def test_a_stage_has_its_own_label_smoothing(tiny_config: Make) -> None:
 def test_class_weights_change_the_loss_as_by_hand_and_are_named(
     tiny_config: Make, pictures: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tlearn.train.console import print_plan
+    from rich.console import Console
+
+    from tlearn.train.console import plan_table
 
     for file in sorted((pictures / "bee").iterdir())[2:]:
         file.unlink()
@@ -362,7 +364,7 @@ def test_class_weights_change_the_loss_as_by_hand_and_are_named(
     counts = np.array([5, 1, 5])
     weights = 11 / (3 * counts)
     assert prepared.plan.class_weights == pytest.approx(weights, abs=1e-5)
-    print_plan(prepared.plan)
+    Console(width=100).print(plan_table(prepared.plan))
     assert "ant 0.733, bee 3.67, cat 0.733" in capsys.readouterr().out
     session = session_of(prepared)
     ((images, targets, given),) = Streams(prepared.config, prepared.data, prepared.plan).training(
