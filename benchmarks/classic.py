@@ -9,7 +9,7 @@ tlearn antialiases, which costs time and helps accuracy. The script saves nothin
 checkpoints, the report and the saved model.
 
 The MobileNets are measured at 224 pixels, which is what they and their weights are made for, and once more at 160,
-where an epoch costs half as much and what is paid once (building, tracing, decoding every photograph) weighs double.
+where less of an epoch is the network's own work and more is reading photographs.
 
 There are no ImageNet weights of InceptionV3 among the assets, so it has random ones, which are as fast: its accuracy
 says nothing and is not compared. It has one seed, as three would take half an hour.
