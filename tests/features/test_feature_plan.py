@@ -182,7 +182,9 @@ def test_images_are_not_opened(printed: Callable[..., str], tmp_path: Path, chec
     assert "cache.mode=off; 20 passes over 12.3 kB of pixels, decoded once" in in_memory
 
 
-def test_what_costs_more_than_it_saves_is_said(printed: Callable[..., str], tmp_path: Path) -> None:
+def test_what_costs_more_than_it_saves_is_said(
+    printed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "passes over the training images: 30, more than the 20 epochs: fewer" in printed(FLIPPED, "cache.views=30")
     assert "more than" not in printed(FLIPPED, "cache.views=20")
     (tmp_path / "a-file").touch()
@@ -190,6 +192,9 @@ def test_what_costs_more_than_it_saves_is_said(printed: Callable[..., str], tmp_
         told = printed(f"cache.dir={folder}")
         assert f"note: {tmp_path / 'a-file'} is no folder: no features can be kept" in told
         assert "no folder" not in printed(f"cache.dir={folder}", "cache.mode=off")
+    assert "may not be written to" not in printed("cache.dir=kept")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert f"note: {tmp_path} may not be written to: no features can be kept" in printed("cache.dir=kept")
 
 
 def test_programs_read_what_is_in_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
