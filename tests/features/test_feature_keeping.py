@@ -115,12 +115,10 @@ def test_what_was_used_longest_ago_makes_room(train: Callable[..., Any]) -> None
     room = f"cache.max_gb={2.5e-9 * size:g}"  # for those of two runs
     runs = [train("cache.dir=kept", room, resize, SHORT) for resize in (first, second, first, third, first, second)]
     assert [run.passes for run in runs] == [1, 1, 0, 1, 0, 1], "the third took the room of the second"
-    said = [
-        re.findall(rf"made room in {Path('kept').absolute()} for {room}: removed (\S+ \S+), used", run.said)
-        for run in runs
-    ]
-    assert said == [[], [], [], ["1.2 kB"], [], ["1.2 kB"]]
-    assert "used longest ago: tiny 32 px, blotches train: head_pool 16" in runs[3].said
+    # Of entries opened within one tick of the clock, either may go first: training or validation.
+    removed = rf"made room in {Path('kept').absolute()} for {room}: removed \S+ \S+, used longest ago: tiny 32 px, "
+    said = [len(re.findall(removed + r"blotches (?:train|val): head_pool 16", run.said)) for run in runs]
+    assert [count > 0 for count in said] == [False, False, False, True, False, True]
 
 
 MAKER = """
