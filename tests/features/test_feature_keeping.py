@@ -87,7 +87,7 @@ def test_a_file_changed_behind_its_size_and_time(
     if check == "header":
         assert "features are in the cache" in second.said
         return
-    assert "are of files with other bytes; made anew" in second.said
+    assert ": they are of files with other bytes; made anew" in second.said
     assert f"features of {8 if split == 'train' else 4} {split} images" in second.said
     assert second.passes == (split == "train")
     assert (second.furthest_from(first) > 0) is (split == "train")

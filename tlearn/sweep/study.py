@@ -210,9 +210,8 @@ class SharedStudy:
         if len(before) >= self._sweep.most_trials:
             self._give_back(trial, "surplus")
             return None
-        if (
-            len(before) != len(taken) and not trial.params
-        ):  # another worker was faster: nobody draws for its place again
+        # Another worker was faster: nobody draws for its place again.
+        if len(before) != len(taken) and not trial.params:
             self.optuna.sampler = make_sampler(self._sweep, len(before), before)
             trial = Trial(self.optuna, trial._trial_id)
         values = self._sweep.space.suggest(trial)

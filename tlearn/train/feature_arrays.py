@@ -96,14 +96,16 @@ def _own_memory(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Damaged(Exception):
-    """The files of an entry are not those that were written; which of them, and why."""
+    """An entry is not what was written, or was made of other images; which of its files, and why."""
 
 
-def open_arrays(folder: Path, layout: Layout) -> list[np.ndarray]:
-    """Map the arrays of an entry. Raises Damaged."""
+def open_arrays(folder: Path, layout: Layout, contents: str = "") -> list[np.ndarray]:
+    """Map the arrays of an entry. Raises Damaged, also where it is known to be of other ``contents``."""
     meta = read_meta(folder)
     if meta is None or layout_of(meta) != layout or len(meta["crc32"]) != len(layout.shapes):
         raise Damaged(f"{META} does not describe them")
+    if contents and meta.get("contents", "") not in ("", contents):
+        raise Damaged("they are of files with other bytes")
     arrays: list[np.ndarray] = []
     for index, (shape, size, crc) in enumerate(zip(layout.shapes, layout.array_bytes, meta["crc32"], strict=True)):
         try:

@@ -142,23 +142,15 @@ class FeatureCache:
                 return None
             time.sleep(_POLL_SECONDS)
         try:
-            features = Features(layout, open_arrays(path, layout), lock)
+            features = Features(layout, open_arrays(path, layout, contents), lock)
         except Damaged as damage:
             lock.close()
-            self._drop(path, f"damaged features in {path}: {damage}")
-            return None
-        known = (read_meta(path) or {}).get("contents")
-        if contents and known and contents != known:
-            features.close()
-            self._drop(path, f"features in {path} are of files with other bytes")
+            is_gone = _discard(path) or not path.exists()
+            self._say(f"damaged features in {path}: {damage}; {'made anew' if is_gone else 'not used'}")
             return None
         with contextlib.suppress(OSError):
             os.utime(path / META)  # used now: last to make room
         return features
-
-    def _drop(self, path: Path, why: str) -> None:
-        is_gone = _discard(path) or not path.exists()
-        self._say(f"{why}; {'made anew' if is_gone else 'not used'}")
 
     @contextlib.contextmanager
     def writing(

@@ -242,8 +242,8 @@ class FeatureMaker:
         with contextlib.ExitStack() as stack:
             writers = []
             for entry in sorted(entries, key=lambda entry: entry.key):
-                about = {"about": entry.about, "images": images, "where": place_of(self._data.source)}
-                about["contents"] = entry.contents
+                about = {"about": entry.about, "where": place_of(self._data.source)}
+                about |= {"images": images, "contents": entry.contents}
                 writing = self._cache.writing(entry.key, entry.layout, while_waiting=while_waiting, **about)
                 writer = stack.enter_context(writing)
                 if writer is not None:
