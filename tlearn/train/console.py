@@ -163,7 +163,7 @@ def metrics_line(logs: dict[str, float], names: Iterable[str] | None = None) -> 
 
 def print_plan(plan: Plan, foresight: Foresight, notes: Sequence[str] = ()) -> None:
     """The plan on standard output, with what the cache has of its features, and notes on how it was made."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print(plan_table(plan))
     if foresight.stages:
         console.print(_foresight_lines(plan, foresight))
