@@ -208,7 +208,7 @@ def _override_problems(override: Override) -> list[Problem]:
     generic = ".".join("0" if part.isdigit() else part for part in key.split("."))
     if generic in _known_keys() or ".options." in f".{generic}" or ".unfreeze." in generic:
         return []
-    return [Problem(key, "unknown key", suggest_key(key))]
+    return [Problem(key, "unknown key", suggest_key(key, value))]
 
 
 @cache

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -75,7 +75,7 @@ def find_problems(data: Mapping[Any, Any], schema: type, where: str) -> Iterator
     for key, value in data.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in types:
-            yield Problem(path, "unknown key", suggest_key(path))
+            yield Problem(path, "unknown key", suggest_key(path, value))
         elif value == "???":
             yield Problem(path, "has no value", f"give it one: {path}=...")
         else:
@@ -137,16 +137,53 @@ def keys(schema: type = Config, where: str = "") -> Iterator[str]:
             yield from keys(kind, path)
 
 
-def suggest_key(path: str) -> str:
-    """The nearest existing keys: beside it first, else one of the same name elsewhere."""
-    parent, _, last = path.rpartition(".")
+def suggest_key(path: str, value: Any = None) -> str:
+    """What is said of an unknown key: those that may have been meant, else those that there are beside it.
+
+    Args:
+        path: the key.
+        value: what it was given; for a group that is not there, ``train: {batch_size: 32}``, its keys are looked for.
+    """
+    near = near_keys(path)
+    if not near and isinstance(value, Mapping):
+        near = [key for name in value for key in near_keys(f"{path}.{name}")]
+    if near:
+        return f"did you mean {' or '.join(near[:3])}?"
+    parent = _generic(path).rpartition(".")[0]
     known = list(keys())
-    generic = ".".join("0" if part.isdigit() else part for part in parent.split("."))
-    beside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == generic}
-    names = {key.rpartition(".")[2] for key in known}
-    like = last if last in names else "".join(difflib.get_close_matches(last, names, n=1, cutoff=0.8))
-    elsewhere = [key for key in known if key.rpartition(".")[2] == like]
-    near = [f"{parent}.{name}" if parent else name for name in difflib.get_close_matches(last, beside, n=3)]
-    if near or elsewhere:
-        return f"did you mean {' or '.join(near or elsewhere[:3])}?"
-    return did_you_mean(path, beside or known)
+    return did_you_mean(path, [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent] or known)
+
+
+def near_keys(path: str) -> list[str]:
+    """The keys that an unknown one may stand for: of nearly its name beside it, of just its name elsewhere."""
+    parent, _, last = path.rpartition(".")
+    places = [key.rpartition(".")[::2] for key in keys()]
+    beside = [name for place, name in places if place == _generic(parent)]
+    if not beside and (near := difflib.get_close_matches(path, keys(), n=1, cutoff=0.85)):
+        return near  # backbon.name
+    elsewhere = _shallowest(last, parent, places)
+    near = difflib.get_close_matches(last, beside, n=3, cutoff=0.8 if elsewhere else 0.6)
+    if not near and not elsewhere:
+        like = difflib.get_close_matches(last, {name for _, name in places}, n=1, cutoff=0.8)
+        elsewhere = _shallowest(like[0], parent, places) if like else []
+    return [f"{parent}.{name}" if parent else name for name in near] + elsewhere
+
+
+def _shallowest(name: str, parent: str, places: Sequence[tuple[str, str]]) -> list[str]:
+    """The keys of this name that lie least deep, after those in the same item of a list: the options of a stage."""
+    found = [place for place, other in places if other == name]
+    item = parent if parent != _generic(parent) or parent.endswith(".0") else ""
+    inside = [place for place in found if item and place.startswith(f"{_generic(item)}.")]
+    outside = [place for place in found if place not in inside]
+    chosen = [item + place.removeprefix(_generic(item)) for place in _least_deep(inside)] + _least_deep(outside)
+    return [f"{place}.{name}" if place else name for place in chosen]
+
+
+def _least_deep(places: Sequence[str]) -> list[str]:
+    depths = [place.count(".") - place.count(".0") + bool(place) for place in places]  # an index is no level
+    return [place for place, depth in zip(places, depths, strict=True) if depth == min(depths)]
+
+
+def _generic(path: str) -> str:
+    """A key with 0 for every index, as ``keys`` writes it."""
+    return ".".join("0" if part.isdigit() else part for part in path.split("."))

@@ -133,6 +133,15 @@ def test_problems_of_an_experiment_and_the_command_line_are_reported_together(
         assert f"{key}: " in said
 
 
+def test_a_group_that_is_not_there_is_answered_with_where_its_keys_are(
+    experiment: Callable[[str, str], Path],
+) -> None:
+    experiment("elsewhere", "train: {batch_size: 64, epochs: 3}\nhedd: {units: [4]}\n")
+    said = problems("experiment=elsewhere")
+    assert "did you mean data.batch_size or schedule.stages.0.epochs or checkpoint.every.epochs?" in said
+    assert "did you mean head?" in said
+
+
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
@@ -143,6 +152,17 @@ def test_problems_of_an_experiment_and_the_command_line_are_reported_together(
         ("learning_rate=0.1", "optimizer.learning_rate"),
         ("image_size=64", "backbone.image_size"),
         ("batch_size=64", "data.batch_size"),
+        ("data.image_size=64", "did you mean backbone.image_size?"),
+        ("head.image_size=64", "did you mean backbone.image_size?"),
+        ("train.batch_size=64", "did you mean data.batch_size?"),
+        ("backbon.name=vgg16", "did you mean backbone.name?"),
+        ("backbone.classes=3", "did you mean head.classes?"),
+        ("optimizer.epochs=3", "did you mean schedule.stages.0.epochs or checkpoint.every.epochs?"),
+        (
+            "schedule.stages.1.learning_rate=1",
+            "did you mean schedule.stages.1.optimizer.learning_rate or optimizer.learning_rate?",
+        ),
+        ("++train={batch_size: 64}", "did you mean data.batch_size?"),
         ("backbone=mobilnet", "did you mean mobilenet"),
         ("backbone=densenet", "densenet121, densenet169, densenet201"),
         ("backbone=nasnet", "nasnet_large, nasnet_mobile"),
