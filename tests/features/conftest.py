@@ -29,6 +29,17 @@ def off(overrides: tuple[str, ...]) -> tuple[str, ...]:
     return (*overrides, "cache.mode=off")
 
 
+def at_step(step: int) -> Callable[[], bool]:
+    """Says stop once the newest run has recorded a global step."""
+
+    def asked() -> bool:
+        newest = max(Path().glob("run*"), key=lambda path: int(path.name[3:]), default=Path("run0"))
+        lines = (newest / "metrics.jsonl").read_text() if (newest / "metrics.jsonl").is_file() else ""
+        return f'"global_step": {step},' in lines
+
+    return asked
+
+
 @pytest.fixture(autouse=True, scope="module")
 def plugins() -> Iterator[None]:
     """A data source ``blotches`` and a backbone ``tiny``, which builds at once; forgotten after the file."""

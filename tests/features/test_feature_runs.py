@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.features.conftest import FRESH, SHORT, TWO_STAGES, off
+from tests.features.conftest import FRESH, SHORT, TWO_STAGES, at_step, off
 from tlearn.train.trainer import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -287,17 +287,6 @@ def test_resumed_inside_a_cached_stage(train: Callable[..., Any], schedule: tupl
             shutil.rmtree("kept")
         resumed = train(*every_step, resume=path)
         assert resumed.furthest_from(expected) == 0
-
-
-def at_step(step: int) -> Callable[[], bool]:
-    """Says stop once the newest run has recorded a global step."""
-
-    def asked() -> bool:
-        newest = max(Path().glob("run*"), key=lambda path: int(path.name[3:]))
-        lines = (newest / "metrics.jsonl").read_text() if (newest / "metrics.jsonl").is_file() else ""
-        return f'"global_step": {step},' in lines
-
-    return asked
 
 
 def test_stopped_while_features_are_made(train: Callable[..., Any]) -> None:

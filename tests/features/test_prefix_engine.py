@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tests.features.conftest import TWO_STAGES, at_step
 from tlearn.backbones import SPECS
 from tlearn.config import BackboneConfig, HeadConfig, PrefixEngine
 from tlearn.train import engine
-from tlearn.train.api import fit
+from tlearn.train.api import fit, resume
 from tlearn.train.classifier import build_classifier, freeze
 from tlearn.train.engine import Extractor, make_engine
 from tlearn.train.folding import Folding, fold_batch_norms
 from tlearn.train.frontier import find_frontier
+from tlearn.train.stopping import Stopped
 
 QUICK = ("mobilenet", "mobilenet_v2")
 VARIANTS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SPECS]
@@ -222,3 +225,29 @@ def test_the_choice_is_told(
     assert f"| prefix_engine | {run.summary['prefix_engine']} |" in run.report_file.read_text()
     again = fit(tiny_config("prefix.engine=auto", "deterministic=false", "schedule.stages.0.epochs=1", "run_dir=again"))
     assert "prefix_engine" not in again.summary, "the features were there"
+
+
+def in_the_pass_over_val_images() -> bool:
+    log = Path("run0/log.txt")
+    return log.is_file() and "features of 6 val images" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("should_stop", "trials"),
+    [(in_the_pass_over_val_images, 2), (at_step(1), 1), (at_step(4), 1)],
+    ids=["in the pass", "in the stage of the trial", "in the stage after it"],
+)
+def test_the_choice_is_told_of_a_run_that_was_stopped(
+    should_stop: Callable[[], bool], trials: int, tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial is made with the features, which are there when the run goes on."""
+    monkeypatch.setattr(engine, "_WORTH_FOLDING", 0)
+    monkeypatch.setattr(engine, "_WORTH_COMPILING", 10**9)
+    config = tiny_config("prefix.engine=auto", "deterministic=false", *TWO_STAGES, "log.every=1", "run_dir=run0")
+    with pytest.raises(Stopped):
+        fit(config, should_stop=should_stop)
+    run = resume("run0")
+    told = [line for line in run.log_file.read_text().splitlines() if line.startswith("prefix engine ")]
+    assert len(told) == trials
+    assert run.summary["prefix_engine"] == told[-1].removeprefix("prefix engine ")
+    assert f"| prefix_engine | {run.summary['prefix_engine']} |" in run.report_file.read_text()
