@@ -20,7 +20,7 @@ from tlearn.errors import ConfigError, Problem, did_you_mean
 from tlearn.experiments import experiments, read_experiment
 from tlearn.interrupts import interrupts_wait
 from tlearn.paths import shipped
-from tlearn.typed import keys, suggest_key, typed
+from tlearn.typed import IllTyped, keys, suggest_key, typed
 from tlearn.yaml_file import read_yaml
 
 with interrupts_wait():  # Hydra composes something of its own while it is imported
@@ -63,10 +63,12 @@ def _load_config(overrides: Sequence[str]) -> Config:
             sound += _for_hydra(override)
     try:
         config = to_config(_compose(sound))
+    except IllTyped as error:
+        raise IllTyped([*problems, *error.problems], error.rest) from None
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if problems:
-        raise ConfigError(problems)
+        raise IllTyped(problems, config)
     return config
 
 

@@ -48,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan_run(overrides: list[str], as_json: bool) -> None:
     from tlearn.compose import load_config
+    from tlearn.train.all_problems import all_problems
     from tlearn.train.checks import check_config
 
-    config = load_config(overrides)
+    with all_problems():
+        config = load_config(overrides)
     check_config(config)  # before TensorFlow is imported
     from tlearn.train.api import prepare
     from tlearn.train.console import print_plan

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from typing import Any, TypeVar
 
@@ -24,6 +24,18 @@ from tlearn.interrupts import interrupts_wait
 C = TypeVar("C")
 
 
+class IllTyped(ConfigError):
+    """Data that is no config as it stands.
+
+    Attributes:
+        rest: what it would be without all that is wrong, with defaults in its place.
+    """
+
+    def __init__(self, problems: Iterable[Problem], rest: Any) -> None:
+        super().__init__(problems)
+        self.rest = rest
+
+
 def typed(data: Mapping[str, Any], schema: type[C] = Config, where: str = "") -> C:  # type: ignore[assignment]
     """Check plain data against a dataclass of ``tlearn.config`` and make it.
 
@@ -33,15 +45,35 @@ def typed(data: Mapping[str, Any], schema: type[C] = Config, where: str = "") ->
         where: config key of the data, for messages.
 
     Raises:
-        ConfigError: with every unknown key, wrong type and missing value.
+        IllTyped: a ConfigError with every unknown key, wrong type and missing value.
     """
     problems = [*_references(data, where), *find_problems(data, schema, where)]
     if problems:
-        raise ConfigError(problems)
+        rest = _without({problem.where for problem in problems}, data, where)
+        raise IllTyped(problems, _made(rest, schema))
+    return _made(data, schema)
+
+
+def _made(data: Mapping[str, Any], schema: type[C]) -> C:
     with interrupts_wait():
         merged = OmegaConf.merge(_empty(schema), OmegaConf.create(dict(data)))  # type: ignore[arg-type]
         made: C = OmegaConf.to_object(merged)  # type: ignore[assignment]
     return made
+
+
+def _without(wrong: Set[str], data: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    """The data without keys that are wrong. A stage that is none keeps its place among the others, with defaults."""
+    kept: dict[Any, Any] = {}
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping) and path not in wrong:
+            kept[key] = _without(wrong, value, path)
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value) and path not in wrong:
+            items = ((f"{path}.{index}", item) for index, item in enumerate(value))
+            kept[key] = [_without(wrong, item, place) if isinstance(item, Mapping) else {} for place, item in items]
+        elif not any(other == path or other.startswith(f"{path}.") for other in wrong):
+            kept[key] = value
+    return kept
 
 
 def typed_again(config: C) -> C:
@@ -152,6 +184,11 @@ def suggest_key(path: str, value: Any = None) -> str:
     parent = _generic(path).rpartition(".")[0]
     known = list(keys())
     return did_you_mean(path, [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent] or known)
+
+
+def meant_keys(path: str) -> list[str]:
+    """The keys that somebody who wrote this one may have meant: itself, where there is such a key."""
+    return [path] if _generic(path) in keys() else [path, *near_keys(path)]
 
 
 def near_keys(path: str) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from tlearn.compose import load_config
 from tlearn.config import Config, Pooling
 from tlearn.errors import ConfigError
+from tlearn.plan import main as plan
 from tlearn.train.command import main
 from tlearn.typed import typed
 
@@ -143,6 +144,41 @@ def test_a_group_that_is_not_there_is_answered_with_where_its_keys_are(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "wrong"),
+    [
+        (
+            ["head.classes=ten", "head.dropout=1.5", "data.batch_size=0"],
+            ["head.classes", "head.dropout", "data.batch_size"],
+        ),
+        (["hed.units=[3]", "log.every=0"], ["hed.units", "log.every"]),
+        (["backbone.alpha=wide", "backbone.image_size=8"], ["backbone.alpha", "backbone.image_size"]),
+        (["schedule.stages=[{epochs: x}, 3]", "seed=-1"], ["schedule.stages.0.epochs", "schedule.stages.1", "seed"]),
+        # what the wrong key decides is not judged without it
+        (["backbone.alpha=wide", "seed=-1"], ["backbone.alpha", "seed"]),
+        (["backbone.weights=[w]", "backbone.alpha=0.3", "seed=-1"], ["backbone.weights", "seed"]),
+        (
+            ["backbone=resnet5", "schedule=two_stage", "schedule.stages.1.unfreeze={last_blocks: 15}", "log.every=0"],
+            ["backbone=resnet5", "log.every"],
+        ),
+        (["optimizer.name=[sgd]", "optimizer.momentum=0.9", "xla=maybe"], ["optimizer.name", "xla"]),
+        (["schedule.stages.0.epoch=3", "schedule.stages.0.steps=5", "seed=-1"], ["schedule.stages.0.epoch", "seed"]),
+        (["data=folder", "data.path=[a]", "head.classes=3", "seed=-1"], ["data.path", "seed"]),
+        (["data.nam=folder", "data.path=a", "head.classes=3", "seed=-1"], ["data.nam", "seed"]),
+        (["experiment=nowhere", "seed=-1"], ["experiment=nowhere"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_values_are_checked_beside_what_has_a_wrong_type(
+    overrides: list[str], wrong: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for command in (main, plan):
+        assert command(overrides) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("    ")]
+        assert sorted(line.split(": ")[1] for line in said) == sorted(wrong), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("override", "hint"),
     [
         ("sede=1", "did you mean seed"),
@@ -198,8 +234,9 @@ def test_several_values_need_a_multirun(capsys: pytest.CaptureFixture[str]) -> N
 def test_every_run_of_a_multirun_is_checked_before_the_first(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["-m", "seed=1,-2", "head.dropout=0.1,2"]) == 2
+    assert main(["-m", "seed=1,-2", "head.dropout=0.1,2", "data.batch_size=ten"]) == 2
     said = capsys.readouterr().err
+    assert said.count("error: data.batch_size") == 1
     assert said.count("error: seed") == 1
     assert said.count("error: head.dropout") == 1
     assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from tests.hostile import images
 from tests.hostile.test_hostile_yaml import CASES as CONFIGS
 from tlearn.compose import load_config
 from tlearn.errors import UserError
+from tlearn.train.all_problems import all_problems
 from tlearn.typed import typed
 from tools import fuzz
 
@@ -67,7 +68,7 @@ plain = st.recursive(
 @given(data=st.dictionaries(keys, plain, max_size=5))
 @example(data={"seed": 10**5000})
 def test_plain_data_for_a_config(data: dict[str, object]) -> None:
-    with suppress(UserError):
+    with suppress(UserError), all_problems():
         typed(data)
 
 
@@ -91,7 +92,7 @@ def test_a_config_file_of_any_bytes(start: bytes, more: bytes, folder: Path) -> 
 @settings(relaxed, max_examples=40)
 @given(override=st.text("abcdeoptimizer.seed=+~@[]{}${}\"'\\:,0123456789 -_/", max_size=30))
 def test_any_override(override: str) -> None:
-    with suppress(UserError):
+    with suppress(UserError), all_problems():
         load_config([override])
 
 

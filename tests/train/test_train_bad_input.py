@@ -146,9 +146,9 @@ def test_a_config_made_in_python_is_checked_like_one_that_was_read(
         stage = dataclasses.replace(config.schedule.stages[0], batch_norm="trian", epochs="many")
         wrong = dataclasses.replace(config.schedule, stages=[stage])
         with pytest.raises(ConfigError) as caught:
-            call(dataclasses.replace(config, strategy="mirored", schedule=wrong))
+            call(dataclasses.replace(config, strategy="mirored", schedule=wrong, seed=-1))
         where = {problem.where for problem in caught.value.problems}
-        assert where == {"strategy", "schedule.stages.0.batch_norm", "schedule.stages.0.epochs"}
+        assert where == {"seed", "strategy", "schedule.stages.0.batch_norm", "schedule.stages.0.epochs"}
     assert not (tmp_path / "run").exists()
 
 

@@ -16,6 +16,7 @@ from tlearn.paths import shipped
 from tlearn.sweep.config import Direction, Objective, Pruner, Sampler, SweepConfig
 from tlearn.sweep.space import Space, config_value, parse_space
 from tlearn.sweep.values import override_text
+from tlearn.train.all_problems import all_problems
 from tlearn.train.checks import check_config
 from tlearn.typed import keys, typed
 from tlearn.yaml_file import read_yaml
@@ -110,7 +111,8 @@ def load_sweep(overrides: Sequence[str]) -> Sweep:
     lines = [str(override.input_line) for override in base]
     problems = [*_check_base(base), *_check_settings(settings)]
     try:
-        config = load_config([line for line in lines if not line.startswith(("run_dir=", "resume="))])
+        with all_problems():
+            config = load_config([line for line in lines if not line.startswith(("run_dir=", "resume="))])
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     try:
@@ -286,7 +288,9 @@ def _check_runs(sweep: Sweep) -> list[Problem]:
     for parameter, values in sweep.space.corners():
         given = [override_text(key, config_value(value)) for key, value in values.items()]
         try:
-            check_config(load_config([*shared, *given]))
+            with all_problems():
+                config = load_config([*shared, *given])
+            check_config(config)
         except UserError as error:
             for problem in error.problems:
                 own = problem.where == parameter.key or problem.where.startswith(f"{parameter.key}=")

@@ -20,6 +20,7 @@ from tlearn.backbones.weights import locate_weights
 from tlearn.config import ClassWeights, Config, DataCache, LogConfig
 from tlearn.data import Data, FirstSquares, PixelCache, checked_meanwhile, index_data
 from tlearn.errors import ConfigError, DataError, Problem, UserError, did_you_mean
+from tlearn.train.all_problems import all_problems
 from tlearn.train.checks import check_config
 from tlearn.train.cluster import cluster_of, meet
 from tlearn.train.console import Terminal, plan_table
@@ -103,7 +104,9 @@ def prepare(
 
 def make_plan(config: Config) -> Plan:
     """What a run of this config would do, without doing it; images are not opened."""
-    return prepare(typed_again(config), check_images=False).plan
+    with all_problems():
+        config = typed_again(config)
+    return prepare(config, check_images=False).plan
 
 
 def fit(
@@ -134,7 +137,8 @@ def fit(
     if config.resume is not None:
         raise ConfigError(Problem("resume", "is for the command line", f"call tlearn.resume({config.resume!r})"))
     if overrides is None:  # else it was composed, and that has looked at types
-        config = typed_again(config)
+        with all_problems():
+            config = typed_again(config)
     terminal = terminal or Terminal(config.log.progress)
     prepared = prepare(config, start=True)
     should_stop()  # asked once, a signal waits for the next question: the folder is made as a whole

@@ -66,11 +66,14 @@ def print_problems(error: UserError) -> None:
 def _run(overrides: list[str]) -> int:
     """One run, from overrides alone."""
     from tlearn.compose import load_config
+    from tlearn.train.all_problems import all_problems
 
     if len(overrides) > 1 and any(override.startswith("resume=") for override in overrides):
         fix = "a run goes on with the config it began with; for a new run from its weights: backbone.weights=RUN"
         raise ConfigError(Problem("resume", "takes no other override", fix))
-    return execute(load_config(overrides), overrides)
+    with all_problems():
+        config = load_config(overrides)
+    return execute(config, overrides)
 
 
 def execute(config: Config, overrides: list[str], *, on_epoch: OnEpoch | None = None) -> int:
@@ -186,12 +189,15 @@ def _multirun(overrides: list[str]) -> int:
 
 def _check_jobs(jobs: list[list[str]]) -> None:
     from tlearn.compose import load_config
+    from tlearn.train.all_problems import all_problems
     from tlearn.train.checks import check_config
 
     problems: dict[Problem, None] = {}
     for overrides in jobs:
         try:
-            check_config(load_config(overrides))
+            with all_problems():
+                config = load_config(overrides)
+            check_config(config)
         except UserError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
