@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from tlearn.interrupts import interrupts_wait
 from tlearn.plan import main as plan
 from tlearn.sweep.command import main as sweep
 from tlearn.train.command import main as train
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +69,74 @@ def test_while_a_config_is_composed(
     assert sweep(["sweep=learning_rates"]) == 3
     assert capsys.readouterr() == ("", "\nstopped; start the same command again to go on\n")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert list(tmp_path.iterdir()) == []
+
+
+AT_A_MOMENT = """
+import importlib.abc, os, runpy, signal, sys
+
+moment, *sys.argv[1:] = sys.argv[1:]
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("it waits")
+
+
+class AsItBegins(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == moment:
+            sys.meta_path.remove(self)
+            ctrl_c()
+
+
+def in_the_midst_of_hydra():
+    from omegaconf import Node
+
+    def first(node):
+        if "hydra" in sys.modules:
+            Node._key = key
+            ctrl_c()
+        return key(node)
+
+    key, Node._key = Node._key, first
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
+if moment == "omegaconf.Node._key":
+    in_the_midst_of_hydra()
+else:
+    sys.meta_path.insert(0, AsItBegins())
+runpy.run_module("tlearn.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "waits"),
+    [
+        ("omegaconf", False),
+        ("hydra", True),
+        ("hydra.core.config_store", True),
+        ("omegaconf.Node._key", True),  # Hydra's own config is made; an exception here becomes an UnboundLocalError
+        ("hydra._internal.core_plugins", True),  # Hydra looks for its plugins, and composes
+    ],
+)
+def test_while_hydra_is_imported_and_at_work(moment: str, waits: bool, tmp_path: Path) -> None:
+    """In a process of its own: here Hydra is imported already. TensorFlow never is."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_A_MOMENT, moment, "no_such_key=2"],  # that never trains
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    *before, last = done.stdout.splitlines() or [""]
+    assert done.returncode == 3, done.stderr
+    assert done.stderr == "\nstopped before training: nothing was written\n"
+    assert before == ["it waits"] * waits
+    assert json.loads(last) == {"run": None, "status": "stopped"}
     assert list(tmp_path.iterdir()) == []
 
 
