@@ -27,6 +27,11 @@ from hypothesis import settings
 settings.register_profile("tlearn", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("tlearn")
 
+# What a person may have set for themselves: the tests compare what is printed, and name the plugins they need.
+os.environ["COLUMNS"] = "80"
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "TLEARN_PLUGINS"):
+    os.environ.pop(name, None)
+
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("TLEARN_ASSETS") or ROOT.parent / "shared" / "assets").resolve()
 
