@@ -61,8 +61,10 @@ def points(run: Run) -> list[tuple[str, str, int]]:
 # --- where a run can be stopped --------------------------------------------------------------------------------------
 
 
-def stop_inside(monkeypatch: pytest.MonkeyPatch, target: str, call: int) -> Callable[[], bool]:
-    """Asks to stop from the moment that a function is entered for the ``call``-th time."""
+def stop_inside(
+    monkeypatch: pytest.MonkeyPatch, target: str, call: int, then: Callable[[], None] = lambda: None
+) -> Callable[[], bool]:
+    """Asks to stop from the moment that a function is entered for the ``call``-th time, and does ``then``."""
     import importlib
 
     module, _, name = target.rpartition(".")
@@ -72,7 +74,9 @@ def stop_inside(monkeypatch: pytest.MonkeyPatch, target: str, call: int) -> Call
     def entered(*args: Any, **keywords: Any) -> Any:
         nonlocal calls, wanted
         calls += 1
-        wanted = wanted or calls == call
+        if calls == call:
+            wanted = True
+            then()
         return original(*args, **keywords)
 
     monkeypatch.setattr(owner, name, entered)
@@ -174,6 +178,19 @@ def test_a_signal_before_training_stops_at_once(
     out, err = capsys.readouterr()
     assert json.loads(out) == {"run": "run", "status": "stopped"}
     assert "go on with: python -m tlearn.train resume=run" in err
+
+
+@pytest.mark.parametrize("inside", ["tlearn.train.features.find_frontier", "tlearn.train.trainer.metrics_line"])
+def test_what_a_signal_is_answered_with_is_true_in_a_step_and_in_a_feature_pass(
+    inside: str, tiny: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_inside(patch, inside, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert main([*tiny, "run_dir=run"]) == 3
+    out, err = capfd.readouterr()
+    assert "stopping where the run can be resumed; once more stops at once" in err
+    assert json.loads(out.splitlines()[-1])["status"] == "stopped"
+    assert resume("run").status["status"] == "finished"
 
 
 def test_leaving_the_check_of_images_does_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,9 @@ def stoppable(batches: Iterable[T], should_stop: Callable[[], bool]) -> Iterator
 
 
 class StopSignal:
-    """Whether SIGTERM or SIGINT came: the first lets the step end, the second ends the process.
+    """Whether SIGTERM or SIGINT came: the first waits for the next question, the second ends the process.
+
+    Questions come between two steps, two batches of a feature pass or an evaluation; the handler does not know which.
 
     Whoever asks once asks again and again: from the first question on, a signal waits for the next one. Before it
     there is nothing to save, and a signal raises ``KeyboardInterrupt`` wherever the program is.
@@ -98,4 +100,4 @@ class StopSignal:
         self._received = True
         if not self._asked:
             raise KeyboardInterrupt
-        os.write(2, b"\nstopping after this step and saving; once more stops at once\n")
+        os.write(2, b"\nstopping where the run can be resumed; once more stops at once\n")
