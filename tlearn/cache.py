@@ -22,6 +22,8 @@ from tlearn.train.feature_cache import Entry, FeatureCache, cache_folder
 from tlearn.words import counted, size_text
 
 _DAY = 86_400
+_ANEW = "the next run that wants it makes it anew"
+_HELD = "it is in use, or may not be deleted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +90,7 @@ def _list(cache: FeatureCache, as_json: bool) -> int:
     for entry in entries:
         features = visible("\n".join(filter(None, (entry.about, entry.where))), keep="\n")
         size, used = size_text(entry.bytes), _ago(time.time() - entry.used)
-        table.add_row(entry.key[:8], Text(features), f"{entry.rows:,}", size, used)
+        table.add_row(_short(entry), Text(features), f"{entry.rows:,}", size, used)
     if entries:
         console.print(table)
     unfinished = cache.unfinished_bytes()
@@ -99,13 +101,14 @@ def _list(cache: FeatureCache, as_json: bool) -> int:
 
 def _verify(cache: FeatureCache, as_json: bool) -> int:
     entries = cache.entries()
-    damaged = [entry.key for entry in entries if not cache.verify(entry.key)]
+    damaged = [(entry, why) for entry in entries if (why := cache.damage(entry.key))]
     if as_json:
-        print(json.dumps({"folder": str(cache.folder), "entries": len(entries), "damaged": damaged}, indent=2))
+        keys = [entry.key for entry, _ in damaged]
+        print(json.dumps({"folder": str(cache.folder), "entries": len(entries), "damaged": keys}, indent=2))
     else:
         print(f"{cache.folder}: {_counted(entries)}, {len(damaged)} damaged")
-    for key in damaged:
-        print(f"damaged: {cache.folder / key}\n    the next run that wants it makes it anew", file=sys.stderr)
+    for entry, why in damaged:
+        print(visible(f"damaged: {_short(entry)} {entry.about}\n    {why}; {_ANEW}", keep="\n"), file=sys.stderr)
     return 2 if damaged else 0
 
 
@@ -113,18 +116,23 @@ def _clear(cache: FeatureCache, older_than: float, as_json: bool) -> int:
     # What a clock that was set back since calls the future was used now.
     entries = [entry for entry in cache.entries() if max(0.0, time.time() - entry.used) >= older_than * _DAY]
     deleted = [entry for entry in entries if cache.delete(entry.key)]
-    kept = [entry.key for entry in entries if entry not in deleted]
+    kept = [entry for entry in entries if entry not in deleted]
     swept = cache.sweep()
     megabytes = sum(entry.bytes for entry in deleted) / 1e6  # as data, in one unit
     if as_json:
-        keys = [entry.key for entry in deleted]
-        print(json.dumps({"folder": str(cache.folder), "deleted": keys, "kept": kept, "MB": megabytes}, indent=2))
+        data = {"deleted": [entry.key for entry in deleted], "kept": [entry.key for entry in kept], "MB": megabytes}
+        print(json.dumps({"folder": str(cache.folder), **data}, indent=2))
     else:
         left = f"; also {counted(swept, 'unfinished entry', 'unfinished entries')}" if swept else ""
         print(f"{cache.folder}: {_counted(deleted)} deleted, {_size(deleted)}{left}")
-    for key in kept:
-        print(f"kept: {cache.folder / key} is in use, or may not be deleted", file=sys.stderr)
+    for entry in kept:
+        print(visible(f"kept: {_short(entry)} {entry.about}\n    {_HELD}", keep="\n"), file=sys.stderr)
     return 0
+
+
+def _short(entry: Entry) -> str:
+    """What an entry is called wherever a person reads it; its folder is named by the whole key."""
+    return entry.key[:8]
 
 
 def _counted(entries: Sequence[Entry]) -> str:

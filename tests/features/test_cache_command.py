@@ -18,7 +18,7 @@ from tlearn.cache import main
 from tlearn.train.feature_arrays import Layout
 from tlearn.train.feature_cache import FeatureCache
 
-KEYS = [f"{index:032x}" for index in (0xA1, 0xB2, 0xC3)]
+KEYS = [f"{index:02x}" * 16 for index in (0xA1, 0xB2, 0xC3)]
 LAYOUT = Layout(1234, ((7, 7, 3),), "float32")
 
 
@@ -42,7 +42,7 @@ def test_list(filled: FeatureCache, capsys: pytest.CaptureFixture[str], monkeypa
     *table, last = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in table), "fits a terminal"
     assert table[0].split() == ["key", "features", "images", "size", "used"]
-    rows = [line for line in table[1:] if line.startswith("0000")]
+    rows = [line for line in table[1:] if line[:8] in [key[:8] for key in KEYS]]
     ages = ("just now", "2 hours ago", "10 days ago")
     assert all(row.rstrip().endswith(age) for row, age in zip(rows, ages, strict=True))
     assert all("1,234" in row and "725.6 kB" in row for row in rows)
@@ -75,7 +75,15 @@ def test_verify(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["verify", "--json"]) == 2
     shown = capsys.readouterr()
     assert json.loads(shown.out)["damaged"] == [KEYS[1]]
-    assert KEYS[1] in shown.err
+    (listed,) = (line for line in shown.err.splitlines() if line.startswith("damaged: "))
+    assert listed.startswith(f"damaged: {KEYS[1][:8]} inception_resnet_v2 299 px, folder train"), "as list names it"
+    assert "    0.bin has another checksum than when it was written; the next run" in shown.err
+    (filled.folder / KEYS[2] / "0.bin").unlink()
+    assert main(["verify"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == f"{filled.folder}: 3 entries, 2 damaged\n"
+    assert f"damaged: {KEYS[2][:8]} " in shown.err
+    assert "    0.bin: No such file or directory; the next run" in shown.err
     assert filled.has(KEYS[1]), "it is only looked at"
 
 
@@ -87,7 +95,8 @@ def test_clear(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["clear"]) == 0
     shown = capsys.readouterr()
     assert "1 entry deleted" in shown.out
-    assert f"kept: {filled.folder / KEYS[0]} is in use" in shown.err
+    assert f"kept: {KEYS[0][:8]} inception_resnet_v2" in shown.err
+    assert "    it is in use" in shown.err
     features.close()
     assert main(["clear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["deleted"] == [KEYS[0]]

@@ -253,18 +253,18 @@ class FeatureCache:
                     found.append(Entry(path.name, about, where, layout.rows, layout.bytes, used))
         return found
 
-    def verify(self, key: str) -> bool:
-        """Whether the files of an entry are those that were written, read anew. Nothing is changed."""
+    def damage(self, key: str) -> str:
+        """What of an entry is not as it was written, read anew; empty: all is. Nothing is changed."""
         path = self.folder / key
         meta = read_meta(path)
         if meta is None:
-            return False
+            return f"{META} does not describe it"
         try:
             forget_verdicts()
             open_arrays(path, layout_of(meta))
-        except Damaged:
-            return False
-        return True
+        except Damaged as error:
+            return str(error)
+        return ""
 
     def delete(self, key: str) -> bool:
         """Delete an entry. False when it is in use, or cannot be deleted."""
