@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
@@ -196,7 +195,6 @@ def run_command(
         argv: the arguments; None: those of the process.
         stopped: what to say when it was interrupted.
     """
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides
     arguments = parser.parse_intermixed_args(argv)
     try:
         return command(arguments)

@@ -1,6 +1,10 @@
 """Every kind of image file that the formats allow, made by Pillow here, decoded to what a person would see."""
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,10 +83,35 @@ def test_exif_orientation_swaps_the_sides():
     assert decode(file, max_pixels=MANY).shape == (40, 20, 3)
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+BROKEN_EXIF = b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage"
+
+
 def test_a_broken_exif_block_harms_nothing():
-    file = encoded(quarters(), "JPEG", quality=95, exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+    file = encoded(quarters(), "JPEG", quality=95, exif=BROKEN_EXIF)
     assert corners(decode(file, max_pixels=MANY)) == UPRIGHT
+
+
+def test_what_pillow_warns_of_is_not_shown(tmp_path):
+    """In a process of its own, as pytest has filters of its own; Pillow's limit of pixels, which warns, is set low."""
+    files = {
+        "exif.jpg": encoded(quarters(), "JPEG", exif=BROKEN_EXIF),
+        "large.png": encoded(quarters(size=36), "PNG"),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    read = f"import PIL.Image; PIL.Image.MAX_IMAGE_PIXELS = {36 * 36 - 1}\n"
+    read += "import sys; from tlearn.data import decode\n"
+    read += "print([decode(name, max_pixels=10**7).shape for name in sys.argv[1:]])"
+    done = subprocess.run(
+        [sys.executable, "-c", read, *files],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("[(32, 32, 3), (36, 36, 3)]\n", "")
 
 
 def test_sixteen_bits_are_scaled_not_clipped():

@@ -22,7 +22,6 @@ from tlearn.train.feature_cache import FeatureCache
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESS = os.environ | {"PYTHONPATH": str(ROOT)}  # of other processes
-pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 
 
 # --- used again ------------------------------------------------------------------------------------------------------

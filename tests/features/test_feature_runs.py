@@ -16,7 +16,6 @@ from tlearn.train.trainer import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESS = os.environ | {"PYTHONPATH": str(ROOT)}  # of other processes
-pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 
 UP_AND_DOWN = (  # trains a part of what the last stage freezes, and of what the first froze
     "schedule.stages=["

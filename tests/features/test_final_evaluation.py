@@ -12,8 +12,6 @@ import pytest
 from tlearn.train.feature_arrays import Features
 from tlearn.train.streams import Streams
 
-pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
-
 RUN = ("data.options={count: 240}", "schedule.stages.0.epochs=1")  # 48 validation images
 
 

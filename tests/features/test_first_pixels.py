@@ -16,8 +16,6 @@ from tlearn.data.loader import Loader
 from tlearn.data.source import FileSource
 from tlearn.errors import DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
-
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -32,6 +33,11 @@ LARGEST_FILE = 2**29
 # Transparent pixels show what they are usually laid over. Most pictures with alpha are drawings made for a white
 # page; on black their dark lines would vanish.
 BACKGROUND = (255, 255, 255)
+
+# What Pillow finds odd and reads all the same, such as a broken EXIF block, harms no pixel; what is too large we judge
+# ourselves. Once for the process: images are read by many threads, which share the filters.
+for _category in (UserWarning, Image.DecompressionBombWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 Pixels = NDArray[np.uint8]
 ImageFile = str | os.PathLike[str] | bytes | IO[bytes]
