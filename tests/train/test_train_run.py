@@ -140,6 +140,20 @@ def test_what_a_run_was_made_of_is_recorded(finished: tuple[int, str, str, Run])
         assert (run.path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+def test_curves_are_marked_at_whole_epochs(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(report, "_png", lambda figure: drawn.append(figure) or b"")
+    epochs = [{"stage": "head", "epoch": epoch, "loss": 1 / epoch, "accuracy": 0.5} for epoch in range(1, count + 1)]
+    report.draw_curves(epochs)
+    for panel in drawn[0].axes:
+        low, high = panel.get_xlim()
+        ticks = [float(tick) for tick in panel.get_xticks() if low <= tick <= high]
+        assert ticks, "marked at all"
+        assert all(tick.is_integer() for tick in ticks), ticks
+        assert len(ticks) < 12
+
+
 def test_metrics_are_records_of_one_axis(finished: tuple[int, str, str, Run]) -> None:
     *_, run = finished
     records = run.metrics

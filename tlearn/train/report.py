@@ -56,6 +56,7 @@ def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
                 panel.axvline(before["epoch"] + 0.5, color="grey", linewidth=0.8)
                 panel.text(before["epoch"] + 0.6, panel.get_ylim()[0], after["stage"], va="bottom", fontsize=8)
         panel.set(xlabel="epoch", title=metric)
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # there is no half epoch
         if panel.lines:
             panel.legend()
     return _png(figure)
