@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import pytest
 from tlearn.errors import UserError
 from tlearn.train import report
 from tlearn.train import run as run_module
-from tlearn.train.api import fit, open_run
+from tlearn.train.api import fit, make_plan, open_run
 from tlearn.train.command import main
 from tlearn.train.run import Run
+from tlearn.words import size_text
 
 Make = Callable[..., Any]
 
@@ -138,6 +140,28 @@ def test_what_a_run_was_made_of_is_recorded(finished: tuple[int, str, str, Run])
     for name in ("curves.png", "confusion_matrix.png"):
         assert len((run.path / name).read_bytes()) > 5000
         assert (run.path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_says_what_was_computed_in_each_epoch_and_why(finished: tuple[int, str, str, Run]) -> None:
+    *_, run = finished
+    page = run.report_file.read_text()
+    why = "computes all images in each epoch: fresh augmentation (cache.views=null); 2 passes over 32.3 kB of pixels"
+    assert f"- `head` {why}\n- `top` {why}\n- passes over the training images: 4\n" in page
+
+
+def test_the_report_says_what_was_computed_once(
+    finished: tuple[int, str, str, Run], tiny_config: Make, tmp_path: Path
+) -> None:
+    *_, run = finished
+    shutil.copytree(run.path, tmp_path / "run")
+    plan = make_plan(tiny_config(*STAGES, "augment=none"))
+    report.write_report(Run(tmp_path / "run"), plan, None, {})
+    page = (tmp_path / "run" / "report.md").read_text()
+    for stage, more in zip(plan.stages, ("", ", together with head"), strict=True):
+        kept = stage.features
+        size = f"{size_text(kept.bytes)}, {kept.bytes_per_image:,} bytes an image in float32"
+        assert f"- `{stage.name}` computes {', '.join(kept.tensors)} once{more}: {size}\n" in page
+    assert "- passes over the training images: 1 instead of 4, prefix engine" in page
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])

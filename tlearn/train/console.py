@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,8 +126,14 @@ def _stage_table(plan: Plan) -> Table:
 
 
 def _feature_lines(plan: Plan) -> Group:
-    """What each stage does about the part of the model that does not change in it, and what that saves."""
     lines = Table.grid(padding=(0, 2))
+    for stage, text in feature_texts(plan):
+        lines.add_row(stage, Text(text))
+    return Group(lines, passes_text(plan))
+
+
+def feature_texts(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The name of each stage, and what it does about the part of the model that does not change in it."""
     for index, stage in enumerate(plan.stages):
         features = stage.features
         if features.cached:
@@ -138,13 +144,17 @@ def _feature_lines(plan: Plan) -> Group:
             text = f"computes {', '.join(features.tensors)} {when}: {size} in {features.dtype}"
         else:
             text = f"computes all images in each epoch: {features.reason}; {_streaming(plan, stage)}"
-        lines.add_row(stage.name, Text(text))
+        yield stage.name, text
+
+
+def passes_text(plan: Plan) -> str:
+    """How often the training images go through that part, and how often they would if nothing were kept."""
     passes = f"passes over the training images: {plan.passes}"
     passes += f" instead of {plan.epochs}" if plan.passes < plan.epochs else ""
     if plan.passes > plan.epochs:
         passes += f", more than the {plan.epochs} epochs: fewer cache.views, or none, take less time"
     engine = next((stage.features.engine for stage in plan.stages if stage.features.cached), "")
-    return Group(lines, passes + (f", prefix engine {engine}" if engine else ""))
+    return passes + (f", prefix engine {engine}" if engine else "")
 
 
 def _streaming(plan: Plan, stage: StagePlan) -> str:

@@ -61,7 +61,7 @@ def finish(
         summary["rollbacks"] = progress.rollbacks
     if progress.engine_trial:
         summary["prefix_engine"] = progress.engine_trial
-    pictures = report.write_report(run, plan.classes, matrix, summary)
+    pictures = report.write_report(run, plan, matrix, summary)
     for name, png in pictures.items():
         board.png(name, png, progress.global_step)
     board.hyperparameters(config, {f"final/{name}": value for name, value in final.items()}, progress.global_step)

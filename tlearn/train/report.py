@@ -6,14 +6,18 @@ import io
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tlearn.errors import visible
 from tlearn.train.checkpoint import write_atomic
+from tlearn.train.console import feature_texts, passes_text
 from tlearn.train.run import Run
 from tlearn.words import counted
+
+if TYPE_CHECKING:
+    from tlearn.train.plan import Plan
 
 _MOST_NAMES = 40  # classes whose names still fit beside a confusion matrix
 
@@ -62,11 +66,9 @@ def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
-def write_report(
-    run: Run, classes: Sequence[str], matrix: np.ndarray | None, summary: Mapping[str, Any]
-) -> dict[str, bytes]:
+def write_report(run: Run, plan: Plan, matrix: np.ndarray | None, summary: Mapping[str, Any]) -> dict[str, bytes]:
     """Write ``report.md`` and its pictures. Returns the pictures by title, PNG."""
-    epochs = run.epochs()
+    epochs, classes = run.epochs(), plan.classes
     pictures = {"curves": draw_curves(epochs)}
     write_atomic(run.curves_file, pictures["curves"])
     if matrix is not None:
@@ -75,7 +77,7 @@ def write_report(
     lines = [f"# {run.path.name}", "", f"![curves]({run.curves_file.name})", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in summary.items() if key != "run"]
     lines += _left_out(run.manifest.get("left_out") or [])
-    lines += ["", *_stage_rows(epochs)]
+    lines += ["", *_stage_rows(epochs), "", *_passes(plan)]
     if matrix is not None:
         lines += ["", "## Validation", "", f"![confusion matrix]({run.confusion_file.name})", ""]
         lines += _class_rows(matrix, classes)
@@ -105,6 +107,13 @@ def _stage_rows(epochs: Sequence[dict[str, Any]]) -> list[str]:
         values = (_cell(record.get(name, "")) for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
         rows.append(f"| {stage} | {count} | {' | '.join(values)} |")
     return rows
+
+
+def _passes(plan: Plan) -> list[str]:
+    """What the run computed once and kept, what it computed in each epoch and why."""
+    lines = ["Planned, before a look at what the cache had already:", ""]
+    lines += [f"- `{visible(stage)}` {text}" for stage, text in feature_texts(plan)]
+    return [*lines, f"- {passes_text(plan)}"]
 
 
 def _class_rows(matrix: np.ndarray, classes: Sequence[str]) -> list[str]:
