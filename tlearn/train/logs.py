@@ -80,9 +80,13 @@ class TensorBoardLog:
         if not self._enabled or most == 0:
             return
         import tensorflow as tf
+        from tensorboard.plugins.image import metadata
 
+        # What tf.summary.image writes, but for the compression: its own takes five times as long to save a tenth.
+        height, width = images.shape[1:3]
+        encoded = [str(width), str(height), *map(_png, np.clip(images[:most], 0, 255).astype(np.uint8))]
         with self._writing("train", step):
-            tf.summary.image(name, np.clip(images, 0, 255).astype(np.uint8), max_outputs=most)
+            tf.summary.write(name, tf.constant(encoded), metadata=metadata.create_summary_metadata(None, None))
 
     def png(self, name: str, data: bytes, step: int) -> None:
         """Write one picture of the run's end, encoded already."""
@@ -153,6 +157,15 @@ class TensorBoardLog:
         except tf.errors.OpError as error:
             said = error.message.splitlines()[0]
             raise OSError(numbers.get(type(error), errno.EIO), said, str(self._run.tensorboard / split)) from error
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """uint8 (height, width, 3) as a PNG, compressed in haste."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def hyperparameters(config: Config) -> dict[str, float | int | str | bool]:

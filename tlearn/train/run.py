@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -162,7 +163,8 @@ class Run:
         files(self.files_file)
         self._write_json(self.plan_file, plan)
         # Last: a folder with a config has all the others too.
-        write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+        # Its types are known by now: as plain data it becomes the same text in a fifth of the time.
+        write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))).encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, the same that the command prints as its last line."""
