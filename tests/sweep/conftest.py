@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -76,10 +77,10 @@ def fake_sweep(fake: dict[str, Any], rates: tuple[str, ...]) -> Callable[..., An
 
 @pytest.fixture
 def fake_process(tmp_path: Path, plugin_env: dict[str, str], rates: tuple[str, ...]) -> Callable[..., Any]:
-    """``fake_process(0.1, "sweep.trials=9")`` starts a worker in a process of its own, with epochs of 0.1 s."""
+    """``fake_process("sweep.trials=9", hold=2)`` starts a worker in a process of its own; keywords of ``fake_run``."""
 
-    def start(seconds: float, *overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(FAKE), str(seconds), *rates, *overrides]
+    def start(*overrides: str, **keywords: float) -> subprocess.Popen[str]:
+        command = [sys.executable, str(FAKE), json.dumps(keywords), *rates, *overrides]
         environment = os.environ | plugin_env
         return subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"

@@ -1,4 +1,4 @@
-"""A worker whose trials train nothing: ``python fake_worker.py SECONDS override ...``; an epoch takes so long.
+"""A worker whose trials train nothing: ``python fake_worker.py '{"hold": 2}' override ...``, see ``fake_run``.
 
 A trial's metric is a function of its values alone, so that studies can be compared.
 """
@@ -14,8 +14,14 @@ from pathlib import Path
 EPOCHS = 6
 
 
-def fake_run(seconds: float = 0.0):
-    """A run that leaves what a real one leaves, as far as a sweep looks at it."""
+def fake_run(seconds=0.0, together=1, hold=None):
+    """A run that leaves what a real one leaves, as far as a sweep looks at it.
+
+    Args:
+        seconds: that an epoch takes.
+        together: it begins when so many workers have begun.
+        hold: when so many trials have ended, it stays in its third epoch, to be killed there.
+    """
     from tlearn.sweep.process import Ended
 
     def run(overrides, log, on_report):
@@ -25,9 +31,12 @@ def fake_run(seconds: float = 0.0):
         log.write_text("", encoding="utf-8")
         rate = float(given["optimizer.learning_rate"])
         top = 0.9 - 0.1 * (math.log10(rate) + 2) ** 2 - 0.02 * int(given.get("data.batch_size", 8)) / 8
-        status = "finished"
+        status, trials = "finished", folder.parent
+        while len(list((trials.parent / "workers").iterdir())) < together:
+            time.sleep(0.02)
+        holds = hold is not None and len(list(trials.glob("*/summary.json"))) >= hold
         for epoch in range(1, EPOCHS + 1):
-            time.sleep(seconds)
+            time.sleep(120 if holds and epoch == 3 else seconds)
             metric = top * (1 - math.exp(-epoch / 2))
             with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": "epoch", "loss": 1 - metric, "val_accuracy": metric}) + "\n")
@@ -72,4 +81,4 @@ def work(overrides, run):
 
 
 if __name__ == "__main__":
-    work(sys.argv[2:], fake_run(float(sys.argv[1])))
+    work(sys.argv[2:], fake_run(**json.loads(sys.argv[1])))

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_a_sweep_killed_twice_ends_as_one_that_was_not(
 ) -> None:
     undisturbed = outcome(fake_sweep("sweep.trials=9", "sweep.dir=undisturbed"))
     for ended in (2, 5):
-        with fake_process(0.15, "sweep.trials=9") as worker:
+        with fake_process("sweep.trials=9", hold=ended) as worker:
             wait_for(lambda ended=ended: worker.poll() is not None or is_in_the_trial_after(ended, tmp_path / "out"))
             assert worker.poll() is None, worker.stdout.read()
             worker.send_signal(signal.SIGKILL)
@@ -115,8 +116,9 @@ def test_a_sweep_killed_twice_ends_as_one_that_was_not(
 
 
 def test_two_workers_share_one_study(fake_process: Callable[..., Any], fake_sweep: FakeSweep) -> None:
-    with fake_process(0.05, "sweep.trials=11") as first, fake_process(0.05, "sweep.trials=11") as second:
-        printed = [worker.communicate(timeout=120)[0] for worker in (first, second)]
+    start = partial(fake_process, "sweep.trials=11", seconds=0.05, together=2)
+    with start() as first, start() as second:
+        printed = [worker.communicate(timeout=300)[0] for worker in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], printed
     study = fake_sweep("sweep.trials=11")
     assert study.counted().ended == 11
@@ -163,13 +165,13 @@ def test_two_workers_that_ask_at_once_draw_for_two_places(
 def test_a_worker_takes_over_from_one_that_dies_while_it_waits(
     fake_process: Callable[..., Any], fake_sweep: FakeSweep, tmp_path: Path
 ) -> None:
-    with fake_process(5.0, "sweep.trials=1") as slow:
+    with fake_process("sweep.trials=1", hold=0) as slow:
         wait_for(lambda: (tmp_path / "out" / "trials" / "0000").is_dir())
-        with fake_process(0.0, "sweep.trials=1") as other:
+        with fake_process("sweep.trials=1") as other:
             begun = [next(other.stdout) for _ in range(3)]
             assert "waiting for 1 trial of other workers" in begun[2]
             slow.send_signal(signal.SIGKILL)
-            printed, _ = other.communicate(timeout=60)
+            printed, _ = other.communicate(timeout=300)
     assert "trial 0 lost its worker" in printed
     assert [trial.number for trial in fake_sweep("sweep.trials=1").trials()] == [1]
 
@@ -209,7 +211,7 @@ def test_a_trial_is_tried_again_only_so_often(fake_sweep: FakeSweep, monkeypatch
 def test_a_worker_on_another_machine_is_lost_when_it_gives_no_sign(
     fake_sweep: FakeSweep, fake_process: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with fake_process(30.0, "sweep.trials=1") as far:
+    with fake_process("sweep.trials=1", hold=0) as far:
         wait_for(lambda: (tmp_path / "out" / "trials" / "0000").is_dir())
         far.send_signal(signal.SIGKILL)
     for lease in (tmp_path / "out" / "workers").iterdir():
@@ -310,7 +312,7 @@ def is_in_the_trial_after(ended: int, folder: Path) -> bool:
     return sum(summaries) >= ended and not summaries[-1]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not happen"
