@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +172,11 @@ def test_files_are_verified_once_for_each_state(cache: FeatureCache, monkeypatch
 # --- several processes -----------------------------------------------------------------------------------------------
 
 WRITER = """
-import sys, time
+import sys
 import numpy as np
 from tlearn.train.feature_arrays import Layout
 from tlearn.train.feature_cache import FeatureCache
-folder, key, seconds = sys.argv[1:]
+folder, key = sys.argv[1:]
 layout = Layout(5, ((2, 3), (4,)), "float32")
 random = np.random.default_rng(0)
 values = [random.normal(size=(5, *shape)).astype(np.float32) for shape in layout.shapes]
@@ -186,19 +185,19 @@ with FeatureCache(folder_path := __import__("pathlib").Path(folder)).writing(key
     for file in writer._files:
         file.flush()
     print("half", flush=True)
-    time.sleep(float(seconds))
+    sys.stdin.readline()
     writer.append([value[3:] for value in values])
 """
 
 
 @pytest.fixture
 def half_written(cache: FeatureCache) -> Any:
-    """Start a process that writes half an entry, then waits for some seconds."""
+    """Start a process that writes half an entry, and the rest when it is told to on its standard input."""
     started = []
 
-    def start(seconds: float) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", WRITER, str(cache.folder), KEY, str(seconds)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WRITER, str(cache.folder), KEY]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "half\n"
@@ -207,12 +206,11 @@ def half_written(cache: FeatureCache) -> Any:
     yield start
     for process in started:
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
 
 
 def test_a_killed_writer_leaves_nothing_that_is_read(cache: FeatureCache, half_written: Any) -> None:
-    process = half_written(60)
+    process = half_written()
     assert names(cache) == [f"{KEY}.partial"]
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -224,7 +222,7 @@ def test_a_killed_writer_leaves_nothing_that_is_read(cache: FeatureCache, half_w
 
 
 def test_what_a_killed_writer_left_is_swept_away(cache: FeatureCache, half_written: Any) -> None:
-    process = half_written(60)
+    process = half_written()
     assert cache.sweep() == 0, "it is still at work"
     process.kill()
     process.wait()
@@ -234,7 +232,7 @@ def test_what_a_killed_writer_left_is_swept_away(cache: FeatureCache, half_writt
 
 def test_a_killed_writer_leaves_its_room_to_the_next(cache: FeatureCache, half_written: Any) -> None:
     cache.max_bytes = LAYOUT.bytes
-    process = half_written(60)
+    process = half_written()
     process.kill()
     process.wait()
     assert write(cache)
@@ -242,9 +240,16 @@ def test_a_killed_writer_leaves_its_room_to_the_next(cache: FeatureCache, half_w
 
 
 def test_of_two_writers_one_waits_and_reads(cache: FeatureCache, half_written: Any) -> None:
-    process = half_written(1.0)
+    process = half_written()
     waits = []
-    with cache.writing(KEY, LAYOUT, while_waiting=lambda: waits.append(names(cache))) as writer:
+
+    def go_on() -> None:
+        if not waits:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        waits.append(names(cache))
+
+    with cache.writing(KEY, LAYOUT, while_waiting=go_on) as writer:
         assert writer is None
     assert waits
     assert process.wait() == 0
@@ -253,19 +258,18 @@ def test_of_two_writers_one_waits_and_reads(cache: FeatureCache, half_written: A
 
 
 def test_who_waits_can_be_stopped(cache: FeatureCache, half_written: Any) -> None:
-    half_written(60)
+    process = half_written()
 
     def stop() -> None:
         raise KeyboardInterrupt
 
-    begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt), cache.writing(KEY, LAYOUT, while_waiting=stop):
         pass
-    assert time.monotonic() - begin < 5
+    assert process.poll() is None, "the other one has not ended"
 
 
 def test_who_waits_for_a_killed_writer_goes_on_itself(cache: FeatureCache, half_written: Any) -> None:
-    process = half_written(60)
+    process = half_written()
 
     def kill() -> None:
         process.kill()

@@ -67,26 +67,30 @@ def test_a_clock_that_jumps_changes_nothing(
 # --- others ----------------------------------------------------------------------------------------------------------
 
 _HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from tlearn.train.run import Run
 with Run(Path(sys.argv[1])).locked():
     print("held", flush=True)
-    time.sleep(100)
+    sys.stdin.read()
 """
 
 
 def test_a_lock_dies_with_its_holder(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, str(stopped.path)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _HOLDER, str(stopped.path)],
+        env=environment,
+        stdin=subprocess.PIPE,  # kept open: it holds the lock for as long as that
+        stdout=subprocess.PIPE,
+        text=True,
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         assert main([f"resume={stopped.path}"]) == 2
         assert "another process is working on this run" in capsys.readouterr().err
         holder.send_signal(signal.SIGKILL)
-        holder.wait(timeout=30)
+        holder.wait(timeout=300)
     with stopped.locked():  # at once: no age is waited for, and no file to be removed by hand
         pass
 
