@@ -112,7 +112,7 @@ class Zygote:
         return answer["status"], answer["seconds"]
 
     def close(self) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=300)
 
 
 @pytest.fixture(scope="module")

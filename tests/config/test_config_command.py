@@ -61,7 +61,12 @@ def test_what_needs_no_tensorflow_does_not_wait_for_it(
     arguments: list[str], status: int, says: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PROBE, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.stdout.splitlines()[-1] == f"heavy: [] status: {status}", done.stdout + done.stderr
     assert says in (done.stderr if status else done.stdout)
@@ -107,7 +112,7 @@ def test_bash_completes_words(line: str, offered: set[str], run_cli: RunCli, tmp
         hydra_bash_completion
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     words = set(done.stdout.split())
     values = {word.rpartition("=")[2] for word in offered}
     assert offered <= words or values <= words, done.stdout + done.stderr

@@ -111,13 +111,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_experiments_are_refused_with_a_message(case: str, folder: Path) -> None:
     text, says = CASES[case]
     (folder / "experiments" / "hostile.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    start = time.monotonic()
+    start = time.process_time()  # not the clock: others may have the processor
     with pytest.raises(ConfigError) as caught:
         load_config(["experiment=hostile"])
     assert says in str(caught.value)
     assert SECRET not in str(caught.value)
     assert "\x1b" not in str(caught.value)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert sorted(os.listdir(folder)) == ["experiments", "outside.yaml"]
 
 

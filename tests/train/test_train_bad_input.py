@@ -338,7 +338,6 @@ def test_imagenet_weights_offline(run_cli: Callable[..., Any], tmp_path: Path) -
         "backbone.alpha=0.25",
         "backbone.image_size=128",
         env={"KERAS_HOME": str(home), "HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"},
-        timeout=90,
     )
     file = "mobilenet_2_5_128_tf_no_top.h5"
     done.assert_user_error("backbone.weights", file, str(home / "models"), "weights=null", "glyphs")
