@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import IO, TYPE_CHECKING
@@ -140,6 +141,8 @@ def predict_files(
     return unreadable
 
 
+_CUT = "..."
+_LEAST_OF_A_PATH = 16  # columns of a terminal; a narrower one breaks lines
 _NONE = Problem("images", "not one could be read")
 
 
@@ -165,17 +168,19 @@ def _chain(first: Prediction, others: Iterable[Prediction]) -> Iterable[Predicti
 
 def _write_table(file: IO[str], network: Network, predictions: Iterable[Prediction]) -> None:
     """Rows of aligned columns; the path comes last, since nobody knows how long the next one is."""
+    most = shutil.get_terminal_size().columns if file.isatty() else None
     width = min(max(len("class"), *(cell_len(visible(name)) for name in network.classes)), 40)
     ids = network.wordnet is not None
     file.write(f"probability  {'wordnet    ' if ids else ''}{_padded('class', width)}  image\n")
     for prediction in predictions:
         path = visible(prediction.path)
         if not prediction.top:
-            file.write(f"{'-':>11}  {'           ' if ids else ''}{_padded('-', width)}  {path}\n")
+            row = f"{'-':>11}  {'           ' if ids else ''}{_padded('-', width)}  "
+            file.write(f"{row}{_shortened(path, row, most)}\n")
         for guess in prediction.top:
             wordnet = f"{guess.wordnet:<11}" if ids else ""
-            row = f"{guess.probability:11.4f}  {wordnet}{_padded(visible(guess.label), width)}  {path}"
-            file.write(row.rstrip() + "\n")
+            row = f"{guess.probability:11.4f}  {wordnet}{_padded(visible(guess.label), width)}  "
+            file.write((row + _shortened(path, row, most)).rstrip() + "\n")
             path = ""
 
 
@@ -197,6 +202,16 @@ def _write_csv(file: IO[str], network: Network, predictions: Iterable[Prediction
         for rank, guess in enumerate(prediction.top, start=1):
             wordnet = [guess.wordnet] if ids else []
             writer.writerow([prediction.path, rank, guess.index, *wordnet, guess.label, guess.probability])
+
+
+def _shortened(path: str, row: str, most: int | None) -> str:
+    """The end of a path, which tells images apart, where a terminal has no room for all of it behind its row."""
+    if most is None or cell_len(path) <= (room := max(most - cell_len(row), _LEAST_OF_A_PATH)):
+        return path
+    kept = path[-room:]
+    while cell_len(kept) > room - len(_CUT):  # not by its length: some signs take two columns
+        kept = kept[1:]
+    return _CUT + kept
 
 
 def _padded(text: str, width: int) -> str:

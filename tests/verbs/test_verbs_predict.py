@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 
 import tlearn
 from tlearn.predict import main
@@ -103,6 +104,45 @@ def test_formats_say_the_same(digits_run: Path, pictures: Path, capsys: pytest.C
     assert lines[0].split() == ["probability", "class", "image"]
     assert lines[1].split() == [f"{float(rows[0]['probability']):.4f}", rows[0]["label"], rows[0]["path"]]
     assert lines[2].split() == [f"{float(rows[1]['probability']):.4f}", rows[1]["label"]]
+
+
+def test_long_paths_are_shortened_where_a_terminal_shows_them(
+    digits_run: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = next(path for path in sorted(pictures.rglob("*.png")))
+    folder = tmp_path / ("a folder with a long name " * 4).strip()
+    folder.mkdir()
+    (folder / "写真.png").write_bytes(source.read_bytes())
+    (folder / "1.png").write_bytes(source.read_bytes())
+    paths = [str(folder / "1.png"), str(folder / "写真.png")]
+    arguments = [str(digits_run), *paths, "--top", "1"]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(arguments) == 0
+    piped = capsys.readouterr().out
+    assert all(path in piped for path in paths), "whole where no terminal is"
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(arguments) == 0
+    _, *rows = capsys.readouterr().out.splitlines()
+    for row, path in zip(rows, paths, strict=True):
+        kept = row.partition("...")[2]
+        assert path.endswith(kept)
+        assert kept.endswith(Path(path).name)
+        assert 78 <= cell_len(row) <= 80, row
+    for chosen in ("json", "csv"):
+        assert main([*arguments, "--format", chosen]) == 0
+        assert paths[0] in capsys.readouterr().out, "for programs"
+    monkeypatch.setenv("COLUMNS", "20")
+    assert main([*arguments[:-1], "2"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert ["..." in row for row in rows] == [True, False, True, False], "only where there is a path"
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == piped
 
 
 def test_a_table_names_the_images(digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
