@@ -143,7 +143,7 @@ def test_the_plan_tells_what_is_in_the_cache(
         patch.setattr(fcntl, "flock", lambda *_: pytest.fail("locked"))
         patch.setattr(ArraySource, "read", lambda *_: pytest.fail("read an image"))
         told = printed(*TWO_STAGES)
-    assert f"features in the cache {Path('kept').absolute()}" in told
+    assert unbroken(f"features in the cache {Path('kept').absolute()}:") in unbroken(told)
     assert "head 18 of 18 train images, 6 of 6 val: no pass over the images" in told
     assert "top 0 of 18 train images, 0 of 6 val: 1 pass" in told
     assert seen(Path("kept")) == before, "looking is no use"
