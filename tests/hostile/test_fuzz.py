@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,11 +58,13 @@ leaves = (
 keys = st.sampled_from(
     ["seed", "name", "head", "data", "optimizer", "schedule", "stages", "units", "options", "defaults"]
 )
-plain = st.recursive(
-    leaves,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys | st.text(max_size=5), inner, max_size=4),
-    max_leaves=12,
-)
+
+
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(keys | st.text(max_size=5), inner, max_size=4)
+
+
+plain = st.recursive(leaves, nested, max_leaves=12)
 
 
 @relaxed
