@@ -50,6 +50,27 @@ def test_a_graph_refuses_what_it_would_read_wrongly() -> None:
             read(file)
 
 
+def test_bmp_and_gif_are_read_to_the_pixel_or_refused(tmp_path: Path) -> None:
+    """By the graph, and by the check of an export, which sends what is refused as a PNG."""
+    import tensorflow as tf
+
+    from tlearn.data import decode
+    from tlearn.exporting.graph_reading import graph_reader
+    from tlearn.exporting.samples import found_samples
+
+    read = tf.function(graph_reader(Reading(48)), [tf.TensorSpec((), tf.string)])
+    for name, file in (SOUND | REFUSED).items():
+        (tmp_path / name).write_bytes(file)
+        sent = found_samples([str(tmp_path / name)], 1, Reading(48))
+        assert sent.files[0].startswith(b"\x89PNG" if name in REFUSED else file), name
+        assert sent.reencoded == (name in REFUSED), name
+        if name in REFUSED:
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                read(file)
+        else:
+            np.testing.assert_array_equal(read(file).numpy(), decode(file, max_pixels=10**6), err_msg=name)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_graph_turns_photographs_upright(kind: str) -> None:
     """As they were held, in either byte order, with other entries around and other segments before."""
@@ -121,7 +142,7 @@ def with_exif(kind: str, block: bytes | None) -> bytes:
 PICTURES = (
     *(("JPEG", "RGB", size) for size in ((90, 70), (70, 90), (30, 20), (48, 48))),
     *(("PNG", colours, (80, 60)) for colours in ("RGB", "RGBA", "L", "LA", "P")),
-    ("JPEG", "L", (60, 80)),
+    *(("JPEG", "L", (60, 80)), ("BMP", "RGB", (80, 60)), ("BMP", "RGBA", (81, 60)), ("GIF", "P", (80, 60))),
 )
 
 
@@ -132,6 +153,49 @@ def encoded(kind: str, colours: str, size: tuple[int, int], seed: int) -> bytes:
     buffer = io.BytesIO()
     (image if colours == "RGBA" else image.convert("RGB").convert(colours)).save(buffer, kind)
     return buffer.getvalue()
+
+
+def square(colours: str, kind: str, **options: Any) -> bytes:
+    """A picture of 48 pixels a side, written by Pillow with options."""
+    small = np.random.default_rng(3).integers(0, 256, (9, 7, 4), dtype=np.uint8)
+    image = Image.fromarray(small, "RGBA").resize((48, 48), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    (image if colours == "RGBA" else image.convert("RGB").convert(colours)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def changed(file: bytes, at: int, form: str, value: int) -> bytes:
+    return file[:at] + struct.pack(form, value) + file[at + struct.calcsize(form) :]
+
+
+BMP, GIF = square("RGB", "BMP"), square("P", "GIF", interlace=0)
+FRAME = GIF.index(b",\0\0\0\0")
+CONTROL = b"\x21\xf9\x04%c\0\0\0\0"
+COMMENTS = b"\x21\xfe\xff" + b"," * 255 + b"\x03\x21\xf9\x04\0"
+LARGER = [Image.new("P", (48, 48), 7)]
+SOUND = {
+    "24.bmp": BMP,
+    "32.bmp": square("RGBA", "BMP"),
+    "from the top.bmp": changed(BMP, 22, "<i", -48),
+    "longer header.bmp": changed(BMP[:10] + struct.pack("<2I", 14 + 124, 124) + BMP[18:54], 34, "<I", 0)
+    + bytes(84)
+    + BMP[54:],
+    "plain.gif": GIF,
+    "grey.gif": square("L", "GIF"),
+    "interlaced.gif": square("P", "GIF", interlace=1),
+    "animated.gif": square("P", "GIF", save_all=True, append_images=LARGER, duration=40, loop=0, comment=b"x" * 700),
+    "comments.gif": GIF[:FRAME] + COMMENTS + CONTROL % 0 + GIF[FRAME:],
+}
+REFUSED = {
+    "palette.bmp": square("P", "BMP"),
+    "grey.bmp": square("L", "BMP"),
+    "one bit.bmp": square("1", "BMP"),
+    "transparent.gif": square("RGBA", "GIF"),
+    "after comments.gif": GIF[:FRAME] + COMMENTS + CONTROL % 1 + GIF[FRAME:],
+    "frame in a larger picture.gif": changed(GIF, 6, "<H", 60),
+    "plain.webp": square("RGB", "WEBP"),
+    "animated.webp": square("RGB", "WEBP", save_all=True, append_images=LARGER),
+}
 
 
 # --- weights rounded to integers -------------------------------------------------------------------------------------

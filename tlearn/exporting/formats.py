@@ -129,7 +129,7 @@ def write_saved_model(network: Network32, path: Path) -> dict[str, Any]:
     for name, text in _texts(network).items():
         (extra / name).write_bytes(text)
     pixels_in = {"images": "float32 (batch, S, S, 3)", "images_uint8": "uint8 (batch, S, S, 3)"}
-    return {"inputs": {"serving_default": "string (batch), JPEG or PNG", **pixels_in}, "outputs": "float32"}
+    return {"inputs": {"serving_default": "string (batch), JPEG, PNG, BMP or GIF", **pixels_in}, "outputs": "float32"}
 
 
 # --- Keras -----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""From the bytes of a JPEG or PNG to the square a network takes, in TensorFlow operations alone.
+"""From the bytes of a JPEG, PNG, BMP or GIF to the square a network takes, in TensorFlow operations alone.
 
 It follows ``tlearn.data.decode`` step by step. JPEGs decode to the same pixels, since both ask libjpeg for its accurate
 transform. Squares differ from Pillow's by a level or two in a few values of a thousand: sums are rounded elsewhere, and
 Pillow chooses by the image's shape whether columns or rows are resampled first (with bicubic and lanczos that is up to
-eight levels for high photographs). What graphs cannot do: other formats, greyscale PNGs below 8 bits, and an
+eight levels for high photographs). What graphs cannot do: WEBP and the files in ``tlearn.exporting.refusing``, and an
 orientation that is told elsewhere than in the EXIF block (in XMP alone, or in a PNG's text).
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 from tlearn.config import Interpolation, Resize
 from tlearn.data import Reading
 from tlearn.exporting.orientation import orientation_of, upright
+from tlearn.exporting.refusing import refuse_indexed_bmp, refuse_packed_grey, refuse_partial_gif
 
 _KERNELS = {
     Interpolation.bilinear: "triangle",
@@ -32,8 +33,8 @@ def graph_reader(reading: Reading) -> Callable[[Any], Any]:
 
     Returns:
         A function of the bytes of one file, a string scalar, to its square: float32 (S, S, 3), whole numbers 0..255.
-        When it runs, ``InvalidArgumentError`` for bytes that are neither a JPEG nor a PNG, or are a PNG that
-        TensorFlow would read wrongly.
+        When it runs, ``InvalidArgumentError`` for bytes of other formats, and of files that TensorFlow would
+        read wrongly.
     """
     size = reading.image_size
 
@@ -64,23 +65,24 @@ def _decode(file: Any) -> Any:
         return tf.cast(decoded, tf.float32)
 
     def png() -> Any:
-        with tf.control_dependencies([_refuse_packed_grey(file)]):
+        with tf.control_dependencies([refuse_packed_grey(file)]):
             decoded = tf.cast(tf.io.decode_png(file, channels=4), tf.float32)
         opacity = decoded[..., 3:] / 255.0
         return tf.floor(decoded[..., :3] * opacity + _WHITE * (1.0 - opacity) + 0.5)
 
-    return tf.cond(tf.io.is_jpeg(file), jpeg, png)
+    def bmp() -> Any:
+        with tf.control_dependencies([refuse_indexed_bmp(file)]):
+            decoded = tf.io.decode_bmp(file)
+        return tf.cast(decoded[..., :3], tf.float32)  # what is in the fourth channel of 32 bits is not opacity
 
+    def gif() -> Any:
+        with tf.control_dependencies([refuse_partial_gif(file)]):
+            decoded = tf.io.decode_image(file, channels=3, expand_animations=False)  # the first frame alone
+        return tf.cast(decoded, tf.float32)
 
-def _refuse_packed_grey(file: Any) -> Any:
-    """An operation that fails for greyscale of 1, 2 or 4 bits, which TensorFlow unpacks wrongly.
-
-    PNG specification, 11.2.1: bytes 24 and 25 of the file are bit depth and colour type, 0 is greyscale.
-    """
-    import tensorflow as tf
-
-    depth, colours = tf.unstack(tf.io.decode_raw(tf.strings.substr(file, 24, 2), tf.uint8), num=2)
-    return tf.debugging.Assert((colours != 0) | (depth >= 8), ["greyscale PNGs must have 8 bits or more, not", depth])
+    begins = tf.strings.substr(file, 0, 2)
+    image = tf.case([(tf.io.is_jpeg(file), jpeg), (begins == b"BM", bmp), (begins == b"GI", gif)], png)
+    return tf.ensure_shape(image, (None, None, 3))
 
 
 def _pad(image: Any, height: Any, width: Any, size: int, interpolation: Interpolation) -> Any:

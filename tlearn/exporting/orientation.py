@@ -22,12 +22,16 @@ def orientation_of(file: Any) -> Any:
         file: its bytes, a string scalar.
 
     Returns:
-        int32 scalar, 1 to 8; 1, upright, where the file does not say.
+        int32 scalar, 1 to 8; 1, upright, where the file does not say, or is of another format.
     """
     import tensorflow as tf
 
     data = tf.io.decode_raw(file, tf.uint8)
-    start, stop = tf.cond(tf.io.is_jpeg(file), lambda: _block_of_jpeg(data), lambda: _block_of_png(data))
+    nowhere = tf.constant(0), tf.constant(0)
+    is_png = tf.strings.substr(file, 0, 4) == b"\x89PNG"
+    start, stop = tf.case(
+        [(tf.io.is_jpeg(file), lambda: _block_of_jpeg(data)), (is_png, lambda: _block_of_png(data))], lambda: nowhere
+    )
     return tf.cond(start < stop, lambda: _orientation_in(data[start:stop]), lambda: tf.constant(1))
 
 
@@ -52,9 +56,9 @@ def _block_of_jpeg(data: Any) -> tuple[Any, Any]:
     import tensorflow as tf
 
     def step(at: Any) -> tuple[Any, Any, Any, Any]:
-        head = _bytes(data, at, 10)
+        head = bytes_from(data, at, 10)
         is_fill = head[1] == 0xFF
-        length = tf.where(is_fill, -1, tf.cast(_number(head[2:4], big=True), tf.int32))
+        length = tf.where(is_fill, -1, tf.cast(number_of(head[2:4], big=True), tf.int32))
         ends = (head[0] != 0xFF) | (head[1] == _START_OF_SCAN)
         found = (head[1] == _APP1) & tf.reduce_all(head[4:] == _ascii("Exif\0\0"))
         return found, ends, at + 10, at + 2 + length
@@ -67,8 +71,8 @@ def _block_of_png(data: Any) -> tuple[Any, Any]:
     import tensorflow as tf
 
     def step(at: Any) -> tuple[Any, Any, Any, Any]:
-        head = _bytes(data, at, 8)
-        length = tf.cast(tf.minimum(_number(head[:4], big=True), tf.size(data, tf.int64)), tf.int32)
+        head = bytes_from(data, at, 8)
+        length = tf.cast(tf.minimum(number_of(head[:4], big=True), tf.size(data, tf.int64)), tf.int32)
         found = tf.reduce_all(head[4:] == _ascii("eXIf"))
         return found, tf.constant(False), at + 8, at + 12 + length
 
@@ -112,20 +116,20 @@ def _orientation_in(block: Any) -> Any:
     """From the bytes of a TIFF file, uint8 (n,)."""
     import tensorflow as tf
 
-    head = _bytes(block, tf.constant(0), 8)
+    head = bytes_from(block, tf.constant(0), 8)
     big = tf.reduce_all(head[:4] == tf.constant([*b"MM\0*"]))
     little = tf.reduce_all(head[:4] == tf.constant([*b"II*\0"]))
-    at = tf.cast(tf.minimum(_number(head[4:], big), tf.size(block, tf.int64)), tf.int32)
-    count = tf.minimum(tf.cast(_number(_bytes(block, at, 2), big), tf.int32), _LARGEST_LIST)
-    entries = tf.reshape(_bytes(block, at + 2, 12 * count), (count, 12))
-    tag, kind, many = (_number(entries[:, begin:end], big) for begin, end in ((0, 2), (2, 4), (4, 8)))
-    value = tf.where(kind == _SHORT, _number(entries[:, 8:10], big), _number(entries[:, 8:12], big))
+    at = tf.cast(tf.minimum(number_of(head[4:], big), tf.size(block, tf.int64)), tf.int32)
+    count = tf.minimum(tf.cast(number_of(bytes_from(block, at, 2), big), tf.int32), _LARGEST_LIST)
+    entries = tf.reshape(bytes_from(block, at + 2, 12 * count), (count, 12))
+    tag, kind, many = (number_of(entries[:, begin:end], big) for begin, end in ((0, 2), (2, 4), (4, 8)))
+    value = tf.where(kind == _SHORT, number_of(entries[:, 8:10], big), number_of(entries[:, 8:12], big))
     is_meant = (tag == _TAG) & ((kind == _SHORT) | (kind == _LONG)) & (many == 1)
     said = tf.concat([[1], tf.cast(tf.boolean_mask(value, is_meant), tf.int32)], 0)[-1]
     return tf.where((big | little) & (said >= 1) & (said <= 8), said, 1)
 
 
-def _bytes(data: Any, at: Any, count: Any) -> Any:
+def bytes_from(data: Any, at: Any, count: Any) -> Any:
     """int32 (count,) from a place on; zeros behind the end."""
     import tensorflow as tf
 
@@ -134,7 +138,7 @@ def _bytes(data: Any, at: Any, count: Any) -> Any:
     return tf.where(there, tf.cast(tf.gather(data, tf.where(there, places, 0)), tf.int32), 0)
 
 
-def _number(digits: Any, big: Any) -> Any:
+def number_of(digits: Any, big: Any) -> Any:
     """int64 (...) from bytes (..., digits), the most significant first where ``big``."""
     import tensorflow as tf
 

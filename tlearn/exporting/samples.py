@@ -17,7 +17,12 @@ from tlearn.images import FileImages, find_images
 from tlearn.labelled import Labelled
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32
-_AS_THEY_ARE = {"JPEG": ("RGB", "L"), "PNG": ("RGB", "RGBA", "L", "LA", "P")}
+_AS_THEY_ARE = {
+    "JPEG": ("RGB", "L"),
+    "PNG": ("RGB", "RGBA", "L", "LA", "P"),
+    "BMP": ("RGB",),
+    "GIF": ("L", "P"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +32,7 @@ class Samples:
     Attributes:
         where: what they are, for a person.
         pixels: uint8 (n, S, S, 3), as the network takes them.
-        files: of each image the bytes of a JPEG or PNG.
+        files: of each image the bytes of a JPEG, PNG, BMP or GIF.
         reencoded: how many of the files are not the user's own but PNGs of the decoded image, since graphs do not read
             their format, or an orientation outside EXIF.
     """
@@ -83,11 +88,21 @@ def _plain_file(path: Path) -> bytes | None:
         with Image.open(path, formats=tuple(_AS_THEY_ARE)) as image:
             seen = _orientation_is_in_exif(image)
             plain = image.mode in _AS_THEY_ARE[str(image.format)]
+            whole = image.format != "GIF" or (
+                image.tile[0][1] == (0, 0, *image.size) and "transparency" not in image.info
+            )
         file = path.read_bytes()
-        packed_grey = file.startswith(b"\x89PNG") and file[24] < 8 and file[25] == 0  # see graph_reading
-        return file if seen and plain and not packed_grey else None
+        return file if seen and plain and whole and not _is_refused(file) else None
     except Exception:  # Pillow raises whatever a format's code happens to raise: it is decoded and encoded anew
         return None
+
+
+def _is_refused(file: bytes) -> bool:
+    """Whether a graph refuses a PNG or BMP for its depth, see ``tlearn.exporting.refusing``."""
+    if file.startswith(b"\x89PNG"):
+        return file[24] < 8 and file[25] == 0
+    header, depth, compression = (int.from_bytes(file[at : at + n], "little") for at, n in ((14, 4), (28, 2), (30, 4)))
+    return file.startswith(b"BM") and (header < 40 or depth not in (24, 32) or compression != 0)
 
 
 def _orientation_is_in_exif(image: Image.Image) -> bool:
