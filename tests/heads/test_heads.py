@@ -132,6 +132,8 @@ def test_scores() -> None:
         ({"dropout": 1.0}, "head.dropout", "below 1"),
         ({"dropout": -0.1}, "head.dropout", "0 or more"),
         ({"options": {"scale": 2}}, "head.options", "takes none"),
+        ({"activation": "gelu"}, "head.activation", "no hidden layers"),
+        ({"normalization": "batch"}, "head.normalization", "no hidden layers"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], where: str, says: str) -> None:
@@ -169,6 +171,11 @@ def test_registered_head(registry: Registry[Any]) -> None:
     (problem,) = check_head(name="scaled", options={"sclae": 1})
     assert "did you mean scale" in str(problem)
     assert check_head(name="scaled", units=[3])
+    unused = check_head(name="scaled", pooling="gem", activation="gelu", normalization="layer", dropout=0.5)
+    assert [problem.where for problem in unused] == [
+        f"head.{key}" for key in ("pooling", "activation", "normalization", "dropout")
+    ]
+    assert all("head.options" in str(problem) for problem in unused)
     keras.config.set_dtype_policy("mixed_float16")
     try:
         _, half = run(lambda features: build_head(features, name="scaled", classes=3), dtype="float16")

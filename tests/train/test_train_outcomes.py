@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,17 @@ def test_more_outputs_than_classes(tiny_fit: Make) -> None:
     assert run.plan["outputs"] == 7
     assert any("the rest never occur" in note for note in run.plan["notes"])
     assert 0 <= run.summary["val_top5"] <= 1
+
+
+def test_a_fraction_without_effect_is_told(tiny_config: Make, pictures: Path, tmp_path: Path) -> None:
+    from tlearn.train.api import make_plan
+
+    for split in ("train", "val"):
+        shutil.copytree(pictures, tmp_path / "divided" / split)
+    note = "data.test_fraction=0.2 has no effect: the data has splits of its own"
+    for path, told in ((tmp_path / "divided", True), (pictures, False)):
+        plan = make_plan(tiny_config("data.name=folder", f"data.path={path}", "data.test_fraction=0.2"))
+        assert (note in plan.notes) is told
 
 
 def test_weights_of_a_run_start_another(tiny_fit: Make, tiny_config: Make) -> None:

@@ -155,6 +155,9 @@ def check_head(
     problems += _check_units(name, units, where)
     if not 0 <= dropout < 1:
         problems.append(Problem(f"{where}.dropout", f"is a rate, 0 or more and below 1, got {dropout!r}"))
+    given = {"pooling": pooling, "activation": activation, "normalization": normalization, "dropout": dropout}
+    wrong = {problem.where for problem in problems}
+    problems += [one for one in _check_unused(name, given, where) if one.where not in wrong]
     return problems + _check_options(name, function, options or {}, where)
 
 
@@ -169,6 +172,19 @@ def _check_units(name: str, units: Sequence[int], where: str) -> list[Problem]:
     if name not in _BUILTIN and units:
         return [Problem(key, f"is for {MLP}; {name} was registered by a plugin", f"its options: {where}.options")]
     return []
+
+
+def _check_unused(name: str, given: Mapping[str, object], where: str) -> list[Problem]:
+    """Options that were set and would do nothing."""
+    usual = {"pooling": "avg", "activation": "relu", "normalization": "none", "dropout": 0.0}
+    if name == MLP:
+        return []
+    hidden = ("activation", "normalization")
+    unused = hidden if name == LINEAR else tuple(usual)
+    why = "a linear head has no hidden layers" if name == LINEAR else f"{name} was registered by a plugin"
+    fix = f"write {where}.name={MLP}, or leave it out" if name == LINEAR else f"its options: {where}.options"
+    changed = [key for key in unused if getattr(given[key], "value", given[key]) != usual[key]]
+    return [Problem(f"{where}.{key}", f"has no effect: {why}", fix) for key in changed]
 
 
 def _check_options(name: str, function: HeadFunction, options: Mapping[str, Any], where: str) -> list[Problem]:

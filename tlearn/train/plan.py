@@ -10,6 +10,7 @@ from typing import Any
 
 from tlearn.config import ClassWeights, Config, DataCache, Duration, LearningRateSchedule, Stage
 from tlearn.data import Data, Split
+from tlearn.heads import LINEAR, MLP
 from tlearn.train.classifier import Classifier, freeze, unfrozen_layers
 from tlearn.train.distribution import DevicePlan
 from tlearn.train.feature_plan import FeaturePlan, FeaturePlanner
@@ -233,6 +234,8 @@ def _describe_weights(weights: str | None) -> str:
 
 def _describe_head(config: Config) -> str:
     head = config.head
+    if head.name not in (LINEAR, MLP):  # a plugin's own business
+        return head.name
     widths = f" {'x'.join(map(str, head.units))}" if head.units else ""
     return f"{head.name}{widths} on {head.pooling.value} pooling"
 
@@ -261,6 +264,8 @@ def _notes(config: Config, data: Data, classifier: Classifier) -> list[str]:
         notes.append(
             f"data.batch_size={config.data.batch_size}: there are {len(data.train)} training images, one batch"
         )
+    if config.data.test_fraction and not (data.source.table.splits == Split.unused).all():
+        notes.append(f"data.test_fraction={config.data.test_fraction:g} has no effect: the data has splits of its own")
     if config.backbone.weights == "glyphs" and config.data.name in ("folder", "table"):
         notes.append("backbone.weights=glyphs know drawn characters; for photographs take ImageNet weights")
     return notes
