@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlearn.data import Split
+from tlearn.config import DataConfig
+from tlearn.data import Split, index_data
 from tlearn.data.split import divide, limit_per_class
 from tlearn.errors import DataError
 
@@ -114,3 +115,39 @@ def test_per_class(labels, limit, seed):
         assert np.count_nonzero((limited == Split.train) & (labels == label)) == min(limit, before)
     fewer = limit_per_class(labels, splits, max(1, limit - 1), seed)
     assert set(np.flatnonzero(fewer == Split.train)) <= set(np.flatnonzero(limited == Split.train))
+
+
+def labels_with_a_common_one():
+    """Label 0 is the commonest, never alone, and not with every image of the others: no group is its own."""
+    labels = np.zeros((100, 3), np.uint8)
+    labels[20:90, 0] = labels[:40, 1] = labels[40:, 2] = 1
+    return labels, np.full(100, Split.train, np.int8)
+
+
+def test_per_class_keeps_every_one_of_several_labels():
+    labels, splits = labels_with_a_common_one()
+    splits[::5] = Split.val
+    for seed in range(50):
+        kept = [limit_per_class(labels, splits, limit, seed) for limit in (1, 2, 30)]
+        for limited, more in zip(kept, [*kept[1:], splits], strict=True):
+            assert ((limited == Split.val) == (splits == Split.val)).all()
+            assert labels[limited == Split.train].any(axis=0).all(), seed
+            assert not np.setdiff1d(np.flatnonzero(limited == Split.train), np.flatnonzero(more == Split.train)).size
+        # one image of a group may have to come first; a limit of two has room for it
+        assert [np.count_nonzero(limited == Split.train) for limited in kept[1:]] == [4, 60]
+
+
+def test_a_run_on_few_images_learns_every_label(tmp_path):
+    """Through the door that runs take, where validation may have a label that these few lack."""
+    labels, _ = labels_with_a_common_one()
+    rows = [
+        "path,label",
+        *(f"{row}.png,{'|'.join('abc'[label] for label in np.flatnonzero(each))}" for row, each in enumerate(labels)),
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    for seed in range(50):
+        config = DataConfig(
+            name="table", path=str(tmp_path / "t.csv"), label_separator="|", per_class=1, split_seed=seed
+        )
+        data = index_data(config, image_size=32, seed=0)
+        assert data.table.counts(Split.train).all(), seed

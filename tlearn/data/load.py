@@ -169,9 +169,12 @@ def _divided(table: ImageTable, rows: NDArray[np.int64], config: DataConfig) -> 
     )
     divided = dataclasses.replace(table, splits=splits)
     _require_learnable(divided)
-    if config.per_class is not None:
-        splits = limit_per_class(table.labels, splits, config.per_class, config.split_seed)
-    return dataclasses.replace(table, splits=splits)
+    if config.per_class is None:
+        return divided
+    splits = limit_per_class(table.labels, splits, config.per_class, config.split_seed)
+    limited = dataclasses.replace(table, splits=splits)
+    _require_learnable(limited)
+    return limited
 
 
 def _require_learnable(table: ImageTable) -> None:

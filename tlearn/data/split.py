@@ -81,14 +81,22 @@ def divide(
 def limit_per_class(labels: NDArray[Any], splits: NDArray[np.int8], per_class: int, seed: int) -> NDArray[np.int8]:
     """Keep at most ``per_class`` training images of each class and mark the others unused.
 
-    With several labels per image the limit is on images that share their rarest label. The choice for a smaller limit
-    is part of the choice for a larger one, so that curves over ``per_class`` compare.
+    With several labels per image the limit is on images that share their rarest label. Where that would leave a label
+    without any image, as it can with commoner labels and a small limit, some of its images come first; a limit that is
+    too small for them gives way. The choice for a smaller limit is part of the choice for a larger one, so that curves
+    over ``per_class`` compare.
     """
     limited = splits.copy()
     rows = np.flatnonzero(splits == Split.train)
     order, starts, _ = _shuffled_groups(labels[rows], seed)
+    rows = rows[order]
+    first = np.zeros(len(rows), np.bool_)
+    first[starts[:-1]] = True
+    if labels.ndim == 2:
+        _complete_choice(labels[rows], first)
     for start, end in itertools.pairwise(starts):
-        limited[rows[order[start + per_class : end]]] = Split.unused
+        ranked = start + np.argsort(~first[start:end], kind="stable")
+        limited[rows[ranked[max(per_class, np.count_nonzero(first[start:end])) :]]] = Split.unused
     return limited
 
 
@@ -106,6 +114,15 @@ def _complete_train(labels: NDArray[np.uint8], splits: NDArray[np.int8], rows: N
     for label in np.flatnonzero(~labels[splits == Split.train].any(axis=0)):
         bearers = rows[labels[rows, label] > 0]
         splits[bearers[:1]] = Split.train
+
+
+def _complete_choice(labels: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> None:
+    """Choose one image more for each label that the chosen ones lack, bool (n,) of uint8 (n, k)."""
+    lacking = labels.any(axis=0) & ~labels[chosen].any(axis=0)
+    while lacking.any():
+        bearer = labels[:, lacking.argmax()].argmax()
+        chosen[bearer] = True
+        lacking &= labels[bearer] == 0
 
 
 def _shuffled_groups(labels: NDArray[Any], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
