@@ -237,9 +237,13 @@ class Result:
         labels: NDArray[Any] = self.images.labels[np.concatenate(rows) if rows else np.empty(0, np.int64)]
         return labels
 
-    def label_names(self, rows: NDArray[np.int64]) -> list[Any]:
-        """Names: one or None for each image, or a list for each."""
-        labels, classes = self.images.labels[rows], self.images.classes
+    def utf8_classes(self) -> list[str]:
+        """Names of the classes for formats whose text is UTF-8: they may be names of folders, which need not be."""
+        return [_utf8(name) for name in self.images.classes]
+
+    def label_names(self, rows: NDArray[np.int64], classes: list[str] | tuple[str, ...]) -> list[Any]:
+        """Names out of ``classes``: one or None for each image, or a list for each."""
+        labels = self.images.labels[rows]
         if labels.ndim == 2:
             return [[classes[index] for index in np.flatnonzero(row)] for row in labels]
         return [classes[label] if label >= 0 else None for label in labels]
@@ -288,7 +292,7 @@ def _write_csv(path: Path, result: Result) -> None:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "label"])
             for rows, paths in zip(result.partial.rows(), result.paths(), strict=True):
-                names = result.label_names(rows)
+                names = result.label_names(rows, result.images.classes)
                 labels = ["|".join(name) if isinstance(name, list) else name for name in names]
                 writer.writerows(zip(paths, labels, strict=True))
         os.replace(temporary, path)
@@ -332,13 +336,15 @@ def _write_parquet(path: Path, result: Result) -> None:
     fields = [pa.field("path", pa.string()), pa.field("label", pa.list_(pa.string()) if several else pa.string())]
     for name, shape in partial.shapes.items():
         fields.append(pa.field(name, pa.list_(number, math.prod(shape)), metadata={"shape": json.dumps(shape)}))
-    facts = {**result.facts, "classes": list(result.images.classes)}
+    classes = result.utf8_classes()
+    facts = {**result.facts, "classes": classes}
     schema = pa.schema(fields, metadata={"tlearn": json.dumps(facts)})
     with pq.ParquetWriter(path, schema) as writer:
         for rows, paths, *features in zip(
             partial.rows(), result.paths(), *(partial.chunks(name) for name in partial.shapes), strict=True
         ):
-            columns = [pa.array(map(_utf8, paths), pa.string()), pa.array(result.label_names(rows), fields[1].type)]
+            labels = pa.array(result.label_names(rows, classes), fields[1].type)
+            columns = [pa.array(map(_utf8, paths), pa.string()), labels]
             for chunk in features:
                 flat = pa.array(chunk.reshape(-1))
                 columns.append(pa.FixedSizeListArray.from_arrays(flat, math.prod(chunk.shape[1:])))
@@ -357,7 +363,7 @@ def _write_hdf5(path: Path, result: Result) -> None:
             paths[start : start + len(names)] = [_utf8(name) for name in names]
             start += len(names)
         file["labels"] = result.labels()
-        file.create_dataset("classes", data=list(result.images.classes), dtype=text)
+        file.create_dataset("classes", data=result.utf8_classes(), dtype=text)
         for name, shape in partial.shapes.items():
             dataset = file.create_dataset(name, (partial.count, *shape), partial.dtype)
             start = 0
@@ -368,7 +374,7 @@ def _write_hdf5(path: Path, result: Result) -> None:
 
 
 def _utf8(name: str) -> str:
-    """A path as text: bytes that are not UTF-8 are written as escapes."""
+    """A name from the file system as text: bytes that are not UTF-8 are written as escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -79,6 +79,31 @@ def test_every_format_holds_the_features_with_paths_and_labels(network: tlearn.N
     assert not list(Path().glob(".*"))
 
 
+@pytest.mark.parametrize("format", ["npz", "npy", "parquet", "h5"])
+def test_class_folders_need_not_be_utf8(format: str, network: tlearn.Network, pictures: Path) -> None:
+    odd = os.fsdecode(b"\xff-class")
+    try:
+        (pictures / "ant").rename(pictures / odd)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    extract_features(network, find_images([pictures]), f"f.{format}", batch_size=8, progress=False)
+    name = r"\xff-class" if format in ("parquet", "h5") else odd
+    expected = ["bee"] * 5 + [name] * 5
+    if format == "npz":
+        with np.load("f.npz") as file:
+            assert file["classes"][file["labels"]].tolist() == expected
+    elif format == "npy":
+        with open("f.paths.csv", encoding="utf-8", errors="surrogateescape") as text:
+            assert [row["label"] for row in csv.DictReader(text)] == expected
+    elif format == "parquet":
+        table = pq.read_table("f.parquet")
+        assert table["label"].to_pylist() == expected
+        assert json.loads(table.schema.metadata[b"tlearn"])["classes"] == ["bee", name]
+    else:
+        with h5py.File("f.h5") as file:
+            assert file["classes"].asstr()[()][file["labels"][()]].tolist() == expected
+
+
 def test_a_table_with_several_labels_in_half_precision(labels_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = labels_run.parent / "table.csv"
     arguments = [str(labels_run), str(table), "--label-separator", "|", "--dtype", "float16", "-o", "f.npz"]
