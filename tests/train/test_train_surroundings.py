@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+import tlearn
 from tests.train.test_train_faults import STAGES, same
+from tlearn.backbones import build_backbone, save_weights_npz
 from tlearn.data import UnreadableImage
 from tlearn.errors import UserError
 from tlearn.train.api import fit, open_run, resume
@@ -143,3 +145,27 @@ def test_images_that_vanish_and_come_back(pictures: Path, tiny_config: Make, tmp
         resume(run)
     away.rename(pictures)
     same(resume(run), undisturbed)
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def test_links_into_a_store_of_blobs_are_followed_by_their_own_names(
+    tiny_config: Make, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As DVC, git-annex and hubs keep files: what a link leads to is named by a hash, and lies elsewhere."""
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}\n" for path in sorted(pictures.rglob("*.png"))]
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "abc123").write_text("path,label\n" + "".join(rows))
+    (tmp_path / "labels.csv").symlink_to(Path("blobs", "abc123"))
+    save_weights_npz(tmp_path / "tiny.npz", build_backbone("tiny", image_size=16).layers)
+    (tmp_path / "tiny.npz").rename(tmp_path / "blobs" / "w1")
+    (tmp_path / "tiny.npz").symlink_to(Path("blobs", "w1"))
+    data = ("data.name=table", "data.path=labels.csv", "data.batch_size=4", "schedule.stages.0.epochs=1")
+    with pytest.raises(Stopped):
+        fit(tiny_config(*data, "backbone.weights=tiny.npz", "run_dir=run"), should_stop=lambda: True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = resume("../run")
+    assert len(tlearn.load(run).evaluate(resamples=100).outputs.images) == 3
+    assert tlearn.reproduce(run.path).equal

@@ -369,18 +369,22 @@ def _check_alike(prepared: Prepared) -> None:
 
 
 def _absolute(config: Config) -> Config:
-    """The config with paths that mean the same from every working directory."""
+    """The config with paths that mean the same from every working directory.
 
-    def resolved(path: str | None) -> str | None:
-        return path if path is None else str(Path(path).expanduser().resolve())
+    Links stay as they are: what one leads to may have a name that tells nothing, as in the caches of DVC and of hubs,
+    and lie among other things.
+    """
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None else str(Path(path).expanduser().absolute())
 
     weights = config.backbone.weights
     if weights is not None and weights not in ("imagenet", "glyphs"):
-        weights = resolved(weights)
+        weights = absolute(weights)
     return replace(
         config,
         run_dir=None,
         backbone=replace(config.backbone, weights=weights),
-        data=replace(config.data, path=resolved(config.data.path), root=resolved(config.data.root)),
-        cache=replace(config.cache, dir=resolved(config.cache.dir)),
+        data=replace(config.data, path=absolute(config.data.path), root=absolute(config.data.root)),
+        cache=replace(config.cache, dir=absolute(config.cache.dir)),
     )
