@@ -242,6 +242,34 @@ def test_somebody_elses_experiment_is_not_overwritten(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        ((3, {"status": "stopped"}), {"status": "stopped"}),
+        ((4, {"status": "failed", "reason": "no number"}), {"status": "failed", "reason": "no number"}),
+        ((2, {}), {"status": "failed", "reason": "exit status 2"}),
+    ],
+)
+def test_how_the_run_of_the_best_ended_is_told(
+    ended: tuple[int, dict[str, str]],
+    said: dict[str, str],
+    rates: tuple[str, ...],
+    fake: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    from tlearn.sweep import retrain
+    from tlearn.train.launch import JobResult
+
+    fake["work"]([*rates, "sweep.trials=1"], fake["fake_run"]())
+    monkeypatch.setattr(retrain, "run_job", lambda *_: JobResult(*ended, seconds=1.0))
+    capsys.readouterr()
+    assert main([*rates, "sweep.trials=1", "sweep.retrain=true"]) == ended[0]
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["retrained"] == {"run": str(tmp_path / "out" / "best-0000")} | said
+
+
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 

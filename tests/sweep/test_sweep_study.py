@@ -237,10 +237,22 @@ def test_a_sweep_ends_when_trials_fail_one_after_the_other(fake_sweep: FakeSweep
     said = iter(["out of memory", "out of memory", "disk full", "out of memory"])
     with pytest.raises(UserError, match="3 trials in a row failed, 2 of them with: out of memory"):
         fake_sweep("sweep.trials=9", run=lambda *_: Ended(1, next(said)))
-    with pytest.raises(UserError, match="3 trials in a row failed"):
-        fake_sweep("sweep.trials=9")
-    study = fake_sweep("sweep.trials=9", "sweep.failures=4")
+    study = fake_sweep("sweep.trials=9")  # as that message says, it goes on
     assert (study.counted().failed, study.counted().ended) == (3, 9)
+
+
+def test_started_again_a_sweep_counts_failures_anew(fake_sweep: FakeSweep) -> None:
+    begun: list[Path] = []
+
+    def fails(overrides: list[str], log: Path, on_report: object) -> Ended:
+        begun.append(log)
+        return Ended(1, "disk full")
+
+    for trials, onward in ((2, "goes on when started again"), (4, "the budget is met with them")):
+        with pytest.raises(UserError, match=f"2 trials in a row failed(.|\n)*{onward}"):
+            fake_sweep("sweep.trials=4", "sweep.failures=2", run=fails)
+        assert len(begun) == trials
+    assert fake_sweep("sweep.trials=4").counted().failed == 4
 
 
 def test_losses_that_are_not_finite_are_results_unless_there_is_nothing_else(

@@ -34,7 +34,10 @@ several times at once, the processes share its trials. docs/sweeps.md says more.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0 the budget is met, 2 a user's mistake, 3 stopped."""
+    """Run the command; returns its exit status: 0 the budget is met, 2 a user's mistake, 3 stopped.
+
+    Where the budget is met, but the best was not trained again as ``sweep.retrain`` asks: the status of that run.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         print(_HELP, end="")

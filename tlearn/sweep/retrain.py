@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -19,7 +18,8 @@ from tlearn.errors import Problem, UserError
 from tlearn.sweep.load import Sweep
 from tlearn.sweep.study import SharedStudy
 from tlearn.train.checkpoint import write_atomic
-from tlearn.train.command import OK, signals_go_to
+from tlearn.train.command import OK
+from tlearn.train.launch import run_job
 from tlearn.train.run import Run
 
 _MARK = "# Found by the sweep "
@@ -49,9 +49,10 @@ def retrain(sweep: Sweep, study: SharedStudy) -> tuple[int, dict[str, Any]]:
     run = Run(sweep.folder / f"best-{best.number:04d}")
     if not run.summary_file.is_file():
         overrides = sweep.overrides(best.params, run.path, shortened=False)
-        status = _train([f"resume={run.path}"] if run.config_file.is_file() else overrides)
-        if status != OK:
-            return status, {"retrained": {"run": str(run.path), "status": "stopped"}}
+        result = run_job([f"resume={run.path}"] if run.config_file.is_file() else overrides, os.getcwd())
+        if result.status != OK:
+            said = result.summary or {"status": "failed", "reason": f"exit status {result.status}"}
+            return result.status, {"retrained": {"run": str(run.path)} | said}
     path = _target(sweep)
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, experiment_text(sweep, run).encode())
@@ -76,13 +77,6 @@ def experiment_text(sweep: Sweep, run: Run) -> str:
 
 def _target(sweep: Sweep) -> Path:
     return Path.cwd() / "experiments" / f"{sweep.settings.name}.yaml"
-
-
-def _train(overrides: list[str]) -> int:
-    """An ordinary run; its last line is not ours."""
-    command = (sys.executable, "-m", "tlearn.train", *overrides)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, signals_go_to(process):
-        return process.wait()
 
 
 def _plain(config: Config | Stage) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,17 +162,25 @@ class SharedStudy:
             seconds,
         )
 
-    def failures(self) -> list[str]:
+    def ended(self) -> frozenset[int]:
+        """Numbers of the trials whose result is known."""
+        return frozenset(trial.number for trial in self.trials() if trial.state.is_finished())
+
+    def failures(self, before: Collection[int] = ()) -> list[str]:
         """What the trials said that failed since the last one that did not.
 
         A loss that is not finite is a result like others, unless it is all there is.
+
+        Args:
+            before: numbers of trials whose failures are left out.
         """
         ended = [trial for trial in self.trials() if trial.state.is_finished()]
         ended.sort(key=lambda trial: trial.datetime_complete, reverse=True)
         errors = [trial.user_attrs.get("error") for trial in ended]
         diverged = [trial.user_attrs.get("diverged") for trial in ended]
         either = [error or fault for error, fault in zip(errors, diverged, strict=True)]
-        return either if all(either) else list(itertools.takewhile(bool, errors))
+        in_a_row = either if all(either) else itertools.takewhile(bool, errors)
+        return [said for trial, said in zip(ended, in_a_row, strict=False) if trial.number not in before]
 
     def front(self) -> list[FrozenTrial]:
         """The best complete trial, or those of the Pareto front, best first objective first."""

@@ -50,18 +50,19 @@ class Worker:
             StorageError: the storage cannot be used any more.
         """
         with self._study.working():
-            return self._work()
+            return self._work(before=self._study.ended())
 
-    def _work(self) -> bool:
+    def _work(self, before: frozenset[int]) -> bool:
         said_waiting = False
         while True:
             for number in self._study.reclaim():
                 self._display.say(f"trial {number} lost its worker")
-            self._check_failures()
             counts = self._study.counted()
             minutes = self._sweep.settings.minutes
             spent = minutes is not None and counts.seconds >= 60 * minutes
-            if counts.ended >= self._sweep.most_trials or (spent and counts.running == 0):
+            met = counts.ended >= self._sweep.most_trials or (spent and counts.running == 0)
+            self._check_failures(before, met=met)
+            if met:
                 return True
             if spent or (counts.waiting == 0 and counts.all >= self._sweep.most_trials):
                 if not said_waiting:
@@ -117,12 +118,14 @@ class Worker:
             return "failed", None, said, self._study.end(claim, None, error=said)
         return "complete", values, "", self._study.end(claim, values)
 
-    def _check_failures(self) -> None:
-        said = self._study.failures()
+    def _check_failures(self, before: frozenset[int], *, met: bool) -> None:
+        """Raises UserError where too many failed; those before this worker began do not count: it was started again."""
+        said = self._study.failures(before)
         if len(said) < self._sweep.settings.failures:
             return
         (common, times), *_ = collections.Counter(said).most_common(1)
-        fix = f"what they printed is in {self._logs}; the sweep goes on when started again"
+        onward = "the budget is met with them" if met else "the sweep goes on when started again"
+        fix = f"what they printed is in {self._logs}; {onward}"
         fix += "; sweep.failures=N lets more fail" if times < len(said) else ""
         what = f"{len(said)} trials in a row failed, {times} of them with: {common}"
         raise UserError(Problem(f"sweep {self._sweep.settings.name}", what, fix))
