@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -127,6 +128,45 @@ def test_the_command_writes_a_folder_for_people_and_machines(
     again = json.loads(capsys.readouterr().out)
     assert again.pop("output") == "report"
     assert again == document, "the same images give the same numbers, intervals included"
+
+
+def test_an_output_is_written_wherever_the_check_let_it_pass(
+    network: tlearn.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tlearn.evaluate.files import check_output, write_evaluation
+
+    found = network.evaluate(resamples=100, temperature=False)
+    (tmp_path / "report.partial").mkdir()
+    (tmp_path / "report.partial" / "notes.txt").write_text("of the user")
+    check_output("report", overwrite=False)
+    write_evaluation(found, "report")
+    assert (tmp_path / "report.partial" / "notes.txt").read_text() == "of the user"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "report.partial"]
+
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for overwrite in (False, True):
+        check_output(".", overwrite=overwrite)
+        write_evaluation(found, ".")
+        assert {path.name for path in Path().iterdir()} == written, "and a shell would still stand in it"
+    assert Path("evaluation.json").read_bytes() == (tmp_path / "report" / "evaluation.json").read_bytes()
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tlearn.evaluate.files import check_output
+
+    Path("dangling").symlink_to("nowhere")
+    Path("folder.json").mkdir()
+    for output, says in (("dangling", "is no folder"), ("folder.json", "is a folder")):
+        with pytest.raises(tlearn.UserError, match=says):
+            check_output(output, overwrite=True)
+    (tmp_path / "locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
+    for output in ("locked", "locked/report", "locked/report.json"):
+        with pytest.raises(tlearn.UserError, match=r"locked may not be written to"):
+            check_output(output, overwrite=False)
 
 
 def test_names_cannot_escape_into_the_page(network: tlearn.Network, numbers: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tlearn.errors import Problem, UserError
 from tlearn.evaluate.evaluation import Evaluation
 from tlearn.evaluate.page import evaluation_page
 from tlearn.evaluate.plots import draw_confusions, draw_mistakes, draw_reliability
+from tlearn.exporting.publish import temporary_folder
 from tlearn.train.checkpoint import write_atomic
 
 _OWN = "evaluation.json"
@@ -23,20 +24,39 @@ _ALL |= {"confusion_matrix.png", "reliability_diagram.png", "mistakes.png"}
 
 def check_output(output: str, *, overwrite: bool) -> None:
     """Raise UserError when an output cannot be written, now rather than at the end."""
-    path = Path(output).expanduser()
-    if path.is_dir() and any(path.iterdir()):
-        others = sorted({entry.name for entry in path.iterdir()} - _ALL)  # what is not ours is never deleted
-        if others:
-            what = f"{path} holds other things, such as {others[0]}"
-            raise UserError(Problem("--output", what, "name a folder that is not there yet"))
-        if not overwrite:
-            raise UserError(Problem("--output", f"{path} holds an evaluation", "--overwrite replaces it"))
-    if path.is_file() and not overwrite:
+    path = _absolute(output)
+    if path.is_dir():
+        _check_folder(path, overwrite)
+    elif path.is_file() and not overwrite:
         raise UserError(Problem("--output", f"{path} exists", "--overwrite replaces it"))
-    if path.is_file() and path.suffix.lower() not in (".json", ".html"):
-        raise UserError(Problem("--output", f"{path} is a file", "name a folder, or a file .json or .html"))
-    if not path.absolute().parent.is_dir():
-        raise UserError(Problem("--output", f"there is no folder {path.absolute().parent}", "make it first"))
+    elif os.path.lexists(path) and not (path.is_file() and _is_one_file(path)):
+        raise UserError(Problem("--output", f"{path} is no folder", "name a folder, or a file .json or .html"))
+    elif not path.parent.is_dir():
+        raise UserError(Problem("--output", f"there is no folder {path.parent}", "make it first"))
+    written = path if path.is_dir() else path.parent
+    if not os.access(written, os.W_OK | os.X_OK):
+        raise UserError(Problem("--output", f"{written} may not be written to"))
+
+
+def _check_folder(path: Path, overwrite: bool) -> None:
+    if _is_one_file(path):
+        raise UserError(Problem("--output", f"{path} is a folder", "name a file, or a folder without such an ending"))
+    found = {entry.name for entry in path.iterdir()}
+    others = sorted(found - _ALL)  # what is not ours is never deleted
+    if others:
+        what = f"{path} holds other things, such as {others[0]}"
+        raise UserError(Problem("--output", what, "name a folder that is not there yet"))
+    if found and not overwrite:
+        raise UserError(Problem("--output", f"{path} holds an evaluation", "--overwrite replaces it"))
+
+
+def _absolute(output: str) -> Path:
+    """``.`` has no name to be found beside."""
+    return Path(output).expanduser().absolute()
+
+
+def _is_one_file(path: Path) -> bool:
+    return path.suffix.lower() in (".json", ".html")
 
 
 def write_evaluation(evaluation: Evaluation, output: str) -> None:
@@ -45,7 +65,7 @@ def write_evaluation(evaluation: Evaluation, output: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    path = Path(output).expanduser()
+    path = _absolute(output)
     try:
         if path.suffix.lower() == ".json":
             write_atomic(path, as_json(evaluation).encode())
@@ -69,7 +89,7 @@ def _plots(evaluation: Evaluation) -> dict[str, bytes]:
 
 
 def _write_folder(evaluation: Evaluation, path: Path) -> None:
-    """The folder appears under its name when it is complete."""
+    """A new folder appears under its name when it is complete; one that is there is filled when all is written."""
     plots = _plots(evaluation)
     mistakes = draw_mistakes(evaluation)
     files = {
@@ -83,14 +103,17 @@ def _write_folder(evaluation: Evaluation, path: Path) -> None:
         files["confusion_matrix.csv"] = _matrix(evaluation)
     if mistakes is not None:
         files["mistakes.png"] = mistakes
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name, content in files.items():
-        (partial / name).write_bytes(content)
-    if path.is_dir():
-        shutil.rmtree(path)
-    partial.rename(path)
+    there = path.is_dir()  # and stays the folder that it is: a shell may stand in it
+    with temporary_folder(path / _OWN if there else path) as temporary:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        if not there:
+            temporary.rename(path)
+            return
+        for name in _ALL - files.keys():
+            (path / name).unlink(missing_ok=True)
+        for name in files:
+            (temporary / name).replace(path / name)
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
