@@ -118,7 +118,7 @@ def run_data(
     config, manifest = replace(run.config.data, max_pixels=max_pixels), run.manifest
     try:
         data = index_data(config, image_size=image_size, seed=run.config.seed)
-        data = leave_out(data, config, {path for path, _ in manifest.get("left_out", ())})
+        data = leave_out(data, config, [name for name, _ in run.left_out])
     except DataError as error:
         problems = [Problem(f"data of {run.path.name}", each.what) for each in error.problems]
         raise DataError([*problems, *([hint] if hint else [])]) from None

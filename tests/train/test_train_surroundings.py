@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -18,8 +19,10 @@ import pytest
 import tlearn
 from tests.train.test_train_faults import STAGES, same
 from tlearn.backbones import build_backbone, save_weights_npz
-from tlearn.data import UnreadableImage
+from tlearn.data import UnreadableImage, named_rows
+from tlearn.data.folder import index_folder
 from tlearn.errors import UserError
+from tlearn.labelled import run_data
 from tlearn.train.api import fit, open_run, resume
 from tlearn.train.command import main
 from tlearn.train.run import Run
@@ -169,3 +172,51 @@ def test_links_into_a_store_of_blobs_are_followed_by_their_own_names(
     run = resume("../run")
     assert len(tlearn.load(run).evaluate(resamples=100).outputs.images) == 3
     assert tlearn.reproduce(run.path).equal
+
+
+@pytest.mark.parametrize("case", ["relative", "link", "an older manifest"])
+def test_the_same_images_are_left_out_wherever_the_data_was_named_from(
+    case: str, tiny_config: Make, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the others are divided in another way, and some of training are validated on."""
+    (pictures / "ant" / "0.png").write_bytes(b"no image")
+    path = "link" if case == "link" else "pictures"
+    (tmp_path / "link").symlink_to(pictures)
+    data = ("data.name=folder", f"data.path={path}", "data.on_error=skip", "data.batch_size=4", "run_dir=run")
+    with pytest.raises(Stopped):
+        fit(tiny_config(*data, "schedule.stages.0.epochs=1"), should_stop=lambda: True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    ((name, reason),) = manifest["left_out"]
+    assert name == "ant/0.png"
+    if case == "an older manifest":
+        manifest["left_out"] = [[f"pictures/{name}", reason]]
+        (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = resume("../run")
+    found, notices = run_data(run, 16, 10**6)
+    assert notices == ()
+    assert found.table.manifest_hash() == manifest["hash"]
+    assert (len(found.train), len(found.val)) == (14, 3)
+    if case == "relative":
+        assert tlearn.reproduce(run.path).equal
+
+
+def test_older_manifests_name_images_by_their_paths(tmp_path: Path) -> None:
+    """Among names that end alike, the file with this path is meant, and else the longest."""
+    for key in ("a/0.png", "b/0.png", "a/b/0.png"):
+        (tmp_path / "a" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / key).write_bytes(key.encode())
+    source = index_folder(tmp_path / "a", max_pixels=1)
+    names = {"b/0.png": "b/0.png", str(tmp_path / "a/b/0.png"): "b/0.png", "x/a/b/0.png": "a/b/0.png"}
+    found = named_rows(source, [*names, "c/1.png", "x/" * 5000 + "b/0.png"])
+    assert {name: [source.table.key(row) for row in rows] for name, rows in found.items()} == {
+        name: [key] for name, key in names.items()
+    }
+
+
+def test_a_damaged_list_of_what_was_left_out_is_said(stopped: Run) -> None:
+    manifest = json.loads(stopped.manifest_file.read_text())
+    stopped.manifest_file.write_text(json.dumps(manifest | {"left_out": [1]}))
+    with pytest.raises(UserError, match=r"manifest\.json: is damaged: left_out"):
+        resume(stopped.path)

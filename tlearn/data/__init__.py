@@ -12,7 +12,7 @@ from tlearn.data.augment import changes_images
 from tlearn.data.check import CheckReport, Unreadable, check_images
 from tlearn.data.decode import UnreadableImage, decode, resize
 from tlearn.data.failures import reraise
-from tlearn.data.load import Data, check_data, checked_meanwhile, index_data, leave_out, load_data
+from tlearn.data.load import Data, check_data, checked_meanwhile, index_data, leave_out, load_data, named_rows
 from tlearn.data.loader import FirstSquares, PixelCache
 from tlearn.data.pipeline import batches_per_epoch, evaluation_batches, training_batches, view_batches
 from tlearn.data.preflight import check_augment_config, check_data_config, peek_classes
@@ -49,6 +49,7 @@ __all__ = [
     "index_data",
     "leave_out",
     "load_data",
+    "named_rows",
     "peek_classes",
     "register_source",
     "reraise",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,16 +133,48 @@ def checked_meanwhile(data: Data, config: DataConfig, keep: Keep | None = None) 
             left.set()
 
 
-def leave_out(data: Data, config: DataConfig, paths: Collection[str]) -> Data:
-    """Divide anew without some files: as it was divided when they were found to be unreadable.
+def leave_out(data: Data, config: DataConfig, names: Collection[str]) -> Data:
+    """Divide anew without some images: as it was divided when they were found to be unreadable.
 
     Args:
         data: of ``index_data``, with the same config.
         config: as there.
-        paths: of the files, as ``CheckReport.unreadable`` names them.
+        names: of the images, see ``named_rows``.
     """
-    rows = [row for row in range(len(data.table)) if str(data.source.file(row)) in paths] if paths else []
+    rows = [row for rows in named_rows(data.source, names).values() for row in rows]
     return _without(data, config, rows, data.report)
+
+
+def named_rows(source: ImageSource, names: Collection[str]) -> dict[str, list[int]]:
+    """Rows of images by what the manifest of a run calls them: their keys, wherever the data lies.
+
+    Older manifests have paths, as they were typed or found then. They end in the key; where more than one key fits, it
+    is that of the file with this path, else the longest.
+    """
+    if not names:
+        return {}
+    last_parts = {os.path.basename(name) for name in names}
+    rows: dict[str, list[int]] = {}
+    for row in range(len(source.table)):
+        key = source.table.key(row)
+        if os.path.basename(key) in last_parts:
+            rows.setdefault(key, []).append(row)
+    found = {name: [key for key in _endings(name) if key in rows] for name in names}
+    return {
+        name: rows[min(keys, key=lambda key: str(source.file(rows[key][0])) != name)]
+        for name, keys in found.items()
+        if keys
+    }
+
+
+_LONGEST_PATH = 4096  # that Linux takes; what is longer, in a manifest from a stranger, is not taken apart
+
+
+def _endings(path: str) -> list[str]:
+    """A path, then what is left of it behind each separator."""
+    if len(path) > _LONGEST_PATH:
+        return [path]
+    return [path[start:] for start in (0, *(at + 1 for at, letter in enumerate(path) if letter == os.sep))]
 
 
 def _without(data: Data, config: DataConfig, unreadable: list[int], report: CheckReport) -> Data:

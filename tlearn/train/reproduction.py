@@ -94,7 +94,7 @@ def reproduce(
     config, recorded = first.config, read_json(first.environment_file)
     found = Reproduction(first.path, surroundings=_surroundings(recorded))
     data = index_data(config.data, image_size=image_size(config), seed=config.seed)
-    data = leave_out(data, config.data, [left for left, _ in first.manifest.get("left_out", [])])
+    data = leave_out(data, config.data, [name for name, _ in first.left_out])
     found.inputs = [
         *_files(first, data.table),
         *_weights(recorded.get("weights", {}), weights_identity(config)),

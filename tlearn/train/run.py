@@ -205,6 +205,16 @@ class Run:
         return read_json(self.manifest_file)
 
     @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """Images that could not be read, and why; see ``tlearn.data.named_rows`` for what they are called."""
+        entries = self.manifest.get("left_out", [])
+        try:
+            return [(str(name), str(reason)) for name, reason in entries]
+        except (TypeError, ValueError):
+            what = "is damaged: left_out is no list of images and reasons"
+            raise UserError(Problem(str(self.manifest_file), what)) from None
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What came of it. Raises UserError while the run has not ended."""
         if self.told is not None:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from tlearn.config import Config
-from tlearn.data import Data, Split
+from tlearn.data import Data, Split, named_rows
 from tlearn.errors import Problem, UserError
 from tlearn.train.fingerprint import NONE, Changes, Rows, compare
 from tlearn.train.run import Run
@@ -40,7 +40,7 @@ def manifest(data: Data) -> dict[str, Any]:
         "classes": list(table.classes),
         "multi_label": table.multi_label,
         "counts": counts,
-        "left_out": [[entry.path, entry.reason] for entry in data.report.unreadable],
+        "left_out": [[table.key(entry.row), entry.reason] for entry in data.report.unreadable],
     }
 
 
@@ -140,6 +140,8 @@ def _data_problems(run: Run, data: Data) -> tuple[list[Problem], str]:
     it knows the bytes, then and now; else another time is a change like any other.
     """
     before, now = run.manifest, plain(manifest(data))
+    rows = named_rows(data.source, [name for name, _ in run.left_out])  # older manifests have paths, not keys
+    before["left_out"] = [[data.table.key(rows[name][0]) if name in rows else name, why] for name, why in run.left_out]
     keys = [key for key, value in before.items() if key != "source" and now.get(key) != value]
     if not keys:  # where the data lies may be said in another way
         return [], ""
