@@ -80,7 +80,7 @@ class Search:
         import tlearn
         from benchmarks.clock import Clock
         from tlearn.compose import load_config
-        from tlearn.train.trainer import Pruned
+        from tlearn.train.stopping import Pruned
 
         def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
             if on_report(epoch, metrics):

@@ -21,7 +21,7 @@ from tlearn.train.api import fit, open_run, resume
 from tlearn.train.command import main
 from tlearn.train.memory import OutOfMemory, memory_guard
 from tlearn.train.run import Run
-from tlearn.train.stopping import NumericalFault, Stopped, resume_command
+from tlearn.train.stopping import NumericalFault, Pruned, Stopped, resume_command
 
 Make = Callable[..., Any]
 
@@ -306,6 +306,24 @@ def test_rollbacks_end(tiny_config: Make, tmp_path: Path) -> None:
 def test_wrong_rollbacks(wrong: str, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*tiny, wrong]) == 2
     assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
+# --- runs that somebody has seen enough of ---------------------------------------------------------------------------
+
+
+def test_a_pruned_run_is_told_as_pruned(tiny_config: Make, tmp_path: Path) -> None:
+    def seen_enough(epoch: int, metrics: Any) -> None:
+        raise Pruned
+
+    run = fit(tiny_config("schedule.stages.0.epochs=3", "run_dir=run"), on_epoch=seen_enough)
+    assert (run.summary["status"], run.status["status"]) == ("pruned", "pruned")
+    assert not {"reason", "resume"} & set(run.status)
+    with pytest.raises(UserError, match="nothing to resume"):
+        resume("run")
+
+    status = json.loads(run.status_file.read_text())
+    run.write_status(status | {"status": "running", "resume": resume_command(run.path)})
+    assert open_run("run").status == status, "killed between its summary and its status"
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class _Worker:
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Tell of an epoch. Raises Pruned where the worker has seen enough."""
-        from tlearn.train.trainer import Pruned
+        from tlearn.train.stopping import Pruned
 
         self._out.write(json.dumps({"epoch": epoch, "metrics": dict(metrics)}) + "\n")
         if self._answers.get() == "prune":

@@ -225,10 +225,16 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What the run is doing: ``status`` is running, stopped, failed, finished, or killed, which no run can say."""
+        """What the run is doing: ``status`` is running, stopped, failed, finished, pruned, or killed.
+
+        The last is what no run can say of itself.
+        """
         status = read_json(self.status_file)
         if status.get("status") == "running" and not self._is_held():
-            status["status"] = "finished" if self.summary_file.is_file() else "killed"  # the summary comes last
+            status["status"] = "killed"
+            if self.summary_file.is_file():  # killed after it was written, which nothing but the status comes after
+                status["status"] = self.summary.get("status", "finished")
+                status.pop("resume", None)
         return status
 
     def _is_held(self) -> bool:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from tlearn.train.plan import Plan
 
 
+ENDED = ("finished", "pruned")
+"""Of runs with a summary; there is nothing to resume."""
+
+
 class StatusFile:
     """Writes the status of a run.
 
@@ -37,7 +41,7 @@ class StatusFile:
 
     @contextmanager
     def kept(self, progress: Progress) -> Iterator[None]:
-        """Around the work on a run from where it stands: however that ends, but by SIGKILL, the file says so."""
+        """Around the work on a run from where it stands: cut short in any way but by SIGKILL, the file says so."""
         self.running(progress)
         try:
             yield
@@ -47,7 +51,10 @@ class StatusFile:
         except BaseException as error:
             self._write_last("failed", str(error) or type(error).__name__)
             raise
-        self._write("finished")
+
+    def ended(self, status: str) -> None:
+        """The run came to its end: it is ``finished`` or ``pruned``, and has a summary that says so."""
+        self._write(status)
 
     def _write_last(self, status: str, reason: str = "") -> None:
         with suppress(OSError):  # an error is on its way already, perhaps of the same disk
@@ -64,6 +71,6 @@ class StatusFile:
             "stage": self._plan.stages[progress.stage].name,
             "step": progress.global_step,
             "steps": self._plan.steps,
-            **({} if status == "finished" else {"resume": resume_command(self._run.path)}),
+            **({} if status in ENDED else {"resume": resume_command(self._run.path)}),
         }
         self._run.write_status(facts)

@@ -20,6 +20,10 @@ class Interrupted(Exception):
     """The run was asked to stop; what was being computed is given up."""
 
 
+class Pruned(Exception):
+    """Raised by ``on_epoch``: whoever compares runs has seen enough of this one."""
+
+
 class Stopped(Exception):
     """The run was asked to stop, and can be resumed.
 

@@ -27,7 +27,7 @@ from tlearn.train.progress import Progress
 from tlearn.train.recorder import Recorder
 from tlearn.train.run import Run
 from tlearn.train.session import Session, restore_weights
-from tlearn.train.stopping import Interrupted, NumericalFault, Stopped, WorkerLost, stoppable
+from tlearn.train.stopping import Interrupted, NumericalFault, Pruned, Stopped, WorkerLost, stoppable
 from tlearn.train.streams import Streams, guarded
 from tlearn.train.validation import KeptValidation, make_evaluation
 from tlearn.train.xla import uses_xla
@@ -36,10 +36,6 @@ T = TypeVar("T")
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 
 _SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
-
-
-class Pruned(Exception):
-    """Raised by ``on_epoch``: whoever compares runs has seen enough of this one."""
 
 
 class Trainer:
@@ -110,13 +106,9 @@ class Trainer:
         self._begun_at = time.monotonic() - self._progress.seconds  # features are part of what a stage takes
         try:
             with self._recorder.status.kept(self._progress), memory_guard(self._config.data.batch_size):
-                if self._progress.global_step == 0:
-                    self._show_samples()
-                self._run_stages()
-                return self._on_chief(self._finish)
-        except Pruned:
-            board = self._recorder.board
-            return finish_pruned(self._run, self._config, self._plan, self._progress, board=board)
+                summary = self._to_its_end()
+            self._recorder.status.ended(summary["status"])
+            return summary
         except Interrupted:
             raise Stopped(self._run.path) from None
         except (NumericalFault, OutOfMemory, WorkerLost) as fault:
@@ -126,6 +118,16 @@ class Trainer:
             self._terminal.end_epoch()
             self._features.close()
             self._recorder.board.close()
+
+    def _to_its_end(self) -> dict[str, Any]:
+        try:
+            if self._progress.global_step == 0:
+                self._show_samples()
+            self._run_stages()
+            return self._on_chief(self._finish)
+        except Pruned:
+            board = self._recorder.board
+            return finish_pruned(self._run, self._config, self._plan, self._progress, board=board)
 
     def restore(self) -> None:
         """Take up the newest saved state of the run, where there is one."""
