@@ -29,7 +29,7 @@ with interrupts_wait():  # Hydra composes something of its own while it is impor
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Override
+    from hydra.core.override_parser.types import Glob, Override
     from hydra.errors import HydraException
 
 CONFIG_NAME = "train"
@@ -176,14 +176,61 @@ def _for_hydra(override: Override) -> list[str]:
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The runs of a multirun, as Hydra's basic sweeper makes them: the product of all ``key=a,b`` overrides."""
-    choices = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [str(override.input_line)]
-        for override in parse_overrides(overrides)
-    ]
+    """The runs of a multirun: the product of all overrides that name several values.
+
+    As with Hydra's basic sweeper these are ``key=a,b``, ``choice(a,b)``, ``range(1,4)`` and ``group=glob(a*)``.
+
+    Raises:
+        ConfigError: with every override that is none, or whose values cannot be counted out.
+    """
+    choices: list[list[str]] = []
+    problems: list[Problem] = []
+    for override in parse_overrides(overrides):
+        try:
+            choices.append(_choices(override))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     return [list(job) for job in itertools.product(*choices)]
+
+
+def _choices(override: Override) -> list[str]:
+    """What one override of a multirun stands for in its runs, one after the other."""
+    text, key = str(override.input_line), str(override.key_or_group)
+    if not override.is_sweep_override():
+        return [text]
+    if override.is_interval_sweep():
+        fix = f"name some: {key}=a,b or {key}=range(start,stop,step); python -m tlearn.sweep searches intervals"
+        raise ConfigError(Problem(text, "has no end of values", fix))
+    pattern: Any = override.value()
+    try:
+        values = _matching(override, pattern) if isinstance(pattern, Glob) else list(override.sweep_string_iterator())
+    except ValueError as error:  # a range in steps of 0
+        raise ConfigError(Problem(text, str(error))) from None
+    if not values:
+        raise ConfigError(Problem(text, "names no value"))
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _matching(override: Override, pattern: Glob) -> list[str]:
+    """The options that match. Raises ConfigError where there are none."""
+    text, group = str(override.input_line), str(override.key_or_group)
+    options = sorted(_options(group))
+    if not options:
+        fix = f"glob is for config groups and experiments; name the values: {group}=a,b"
+        raise ConfigError(Problem(text, "has no options to choose from", fix))
+    chosen: list[str] = pattern.filter(options)
+    if not chosen:
+        raise ConfigError(Problem(text, "matches no option", f"choose from: {', '.join(options)}"))
+    return chosen
+
+
+def _options(group: str) -> list[str]:
+    """Names of what may be chosen for a config group, or as an experiment; none: it is neither."""
+    if group == "experiment":
+        return list(experiments())
+    return [path.stem for path in (shipped("configs") / group).glob("*.yaml")] if group else []
 
 
 def _override_problems(override: Override) -> list[Problem]:
@@ -200,10 +247,8 @@ def _override_problems(override: Override) -> list[Problem]:
     if re.match(r"(sweep|launcher)(\.|$)", key):
         command = "python -m tlearn.sweep" if key.startswith("sweep") else "python -m tlearn.train -m"
         return [Problem(key, "is no key of a run", f"it is for {command}")]
-    folder = shipped("configs") / key
-    value = override.value()
-    if folder.is_dir() and not isinstance(value, dict | list):
-        options = [path.stem for path in folder.glob("*.yaml")]
+    options, value = _options(key), override.value()
+    if options and not isinstance(value, dict | list):
         if value is not None and str(value) not in options:
             return [Problem(f"{key}={value}", "no such option", _option_hint(key, str(value), options))]
         return []

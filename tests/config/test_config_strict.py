@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tlearn.compose import load_config
+from tlearn.compose import load_config, sweep_jobs
 from tlearn.config import Config, Pooling
 from tlearn.errors import ConfigError
 from tlearn.plan import main as plan
@@ -229,6 +229,42 @@ def test_several_values_need_a_multirun(capsys: pytest.CaptureFixture[str]) -> N
     assert said.count("-m") >= 2
     assert "seed=1,2" in said
     assert "backbone=vgg16,resnet50" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ("backbone=glob(vgg*)", ["vgg16", "vgg19"]),
+        ("backbone=glob([vgg*,re*],exclude=*19)", ["resnet50", "vgg16"]),
+        ("experiment=glob(*ten_a_class)", ["digits_ten_a_class"]),
+        ("head=choice(mlp,linear)", ["mlp", "linear"]),
+        ("seed=range(1,4)", ["1", "2", "3"]),
+    ],
+)
+def test_forms_of_several_values(given: str, values: list[str]) -> None:
+    assert sweep_jobs([given, "name=x"]) == [[f"{given.partition('=')[0]}={value}", "name=x"] for value in values]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "optimizer.learning_rate=interval(0,1)",
+            "has no end of values\n    name some: optimizer.learning_rate=a,b",
+        ),
+        ("backbone=glob(vig*)", "matches no option\n    choose from: densenet121,"),
+        ("seed=glob(*)", "has no options to choose from\n    glob is for config groups"),
+        ("seed=range(1,9,0)", "must not be zero"),
+        ("seed=range(9,1)", "names no value"),
+    ],
+)
+def test_several_values_that_cannot_be_counted_out(
+    override: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-m", override, "head=interval(1,2)"]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "error: head=interval(1,2): has no end of values" in said, "every problem is reported"
 
 
 def test_every_run_of_a_multirun_is_checked_before_the_first(
