@@ -68,6 +68,11 @@ def test_it_needs_nothing_but_itself(fake_sweep: FakeSweep, rates: tuple[str, ..
     assert not re.findall(r"@import|url\((?!#)", text)
 
 
+def test_values_are_no_formulas(fake_sweep: FakeSweep, rates: tuple[str, ...]) -> None:
+    choices = "sweep.space.schedule.stages.0.name={type: categorical, choices: ['$5_$', plain]}"
+    assert re.search(r"<text[^>]*>\$5_\$</text>", page(*study_of(fake_sweep, rates, choices, "sweep.trials=1")))
+
+
 def test_two_objectives_have_a_front(fake_sweep: FakeSweep, rates: tuple[str, ...]) -> None:
     objectives = "sweep.objectives=[{metric: val_accuracy},{metric: seconds, direction: maximize}]"
     sweep, study = study_of(fake_sweep, rates, objectives, "sweep.pruner.name=none", "sweep.trials=5")

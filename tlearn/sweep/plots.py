@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tlearn.errors import visible
 from tlearn.sweep.display import short_names
 from tlearn.sweep.load import Sweep
 from tlearn.sweep.space import Parameter
@@ -170,12 +171,14 @@ def _parallel(sweep: Sweep, complete: Sequence[FrozenTrial]) -> Chart:
     for place, parameter in enumerate(parameters):
         axes.axvline(place, color="#cccccc", linewidth=0.8, zorder=0)
         for height, label in _ticks(parameter):
-            axes.annotate(label, (place, height), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center")
+            at, style = (place, height), {"fontsize": 7, "va": "center", "parse_math": False}
+            axes.annotate(visible(label), at, xytext=(3, 0), textcoords="offset points", **style)
     for height, value in ((0, float(values.min())), (1, float(values.max()))):
         end = (len(parameters), height)
         axes.annotate(shown(value), end, xytext=(3, 0), textcoords="offset points", fontsize=7)
-    names = short_names([parameter.key for parameter in parameters])
-    axes.set_xticks(range(len(parameters) + 1), [*names, objective], fontsize=8, rotation=20, ha="right")
+    names = [visible(name) for name in short_names([parameter.key for parameter in parameters])]
+    ends = [*names, objective]
+    axes.set_xticks(range(len(ends)), ends, fontsize=8, rotation=20, ha="right", parse_math=False)
     axes.set(ylim=(-0.15, 1.08), xlim=(-0.1, len(parameters) + 0.35))
     axes.yaxis.set_visible(False)
     for side in axes.spines.values():

@@ -29,6 +29,7 @@ def finish(
     validate: Callable[[], Outputs],
     test: Callable[[], Outputs] | None,
     board: TensorBoardLog,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Finish the folder of a run whose stages have ended.
 
@@ -39,6 +40,7 @@ def finish(
         progress: where it stands.
         validate, test: evaluate the final weights on a split; None: there is no such split.
         board: is written to, and closed.
+        say: is told what the report has to go without.
 
     Returns:
         The summary.
@@ -61,7 +63,7 @@ def finish(
         summary["rollbacks"] = progress.rollbacks
     if progress.engine_trial:
         summary["prefix_engine"] = progress.engine_trial
-    pictures = report.write_report(run, plan, matrix, summary)
+    pictures = report.write_report(run, plan, matrix, summary, say)
     for name, png in pictures.items():
         board.png(name, png, progress.global_step)
     board.hyperparameters(config, {f"final/{name}": value for name, value in final.items()}, progress.global_step)

@@ -1,11 +1,15 @@
-"""What a finished run looks like: curves, the confusion matrix, and one page that names what is in the folder."""
+"""What a finished run looks like: curves, the confusion matrix, and one page that names what is in the folder.
+
+Classes and stages are called what folders and configs say: their names are shown with ``visible`` and are no markup.
+"""
 
 from __future__ import annotations
 
 import io
 import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +41,9 @@ def draw_confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
     figure.colorbar(image, ax=axes, fraction=0.046, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true")
     if len(classes) <= _MOST_NAMES:
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if len(classes) > 10 else 45, ha="right")
-        axes.set_yticks(range(len(classes)), classes)
+        names, turned = [visible(name) for name in classes], 90 if len(classes) > 10 else 45
+        axes.set_xticks(range(len(classes)), names, rotation=turned, ha="right", parse_math=False)
+        axes.set_yticks(range(len(classes)), names, parse_math=False)
     if len(classes) <= 15:
         for row, column in np.ndindex(matrix.shape):
             color = "white" if shares[row, column] > 0.5 else "black"
@@ -58,7 +63,8 @@ def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
         for before, after in itertools.pairwise(epochs):
             if before["stage"] != after["stage"]:
                 panel.axvline(before["epoch"] + 0.5, color="grey", linewidth=0.8)
-                panel.text(before["epoch"] + 0.6, panel.get_ylim()[0], after["stage"], va="bottom", fontsize=8)
+                at, name = (before["epoch"] + 0.6, panel.get_ylim()[0]), visible(after["stage"])
+                panel.text(*at, name, va="bottom", fontsize=8, parse_math=False)
         panel.set(xlabel="epoch", title=metric)
         panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # there is no half epoch
         if panel.lines:
@@ -66,23 +72,49 @@ def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
-def write_report(run: Run, plan: Plan, matrix: np.ndarray | None, summary: Mapping[str, Any]) -> dict[str, bytes]:
-    """Write ``report.md`` and its pictures. Returns the pictures by title, PNG."""
+def write_report(
+    run: Run,
+    plan: Plan,
+    matrix: np.ndarray | None,
+    summary: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, bytes]:
+    """Write ``report.md`` and its pictures.
+
+    Args:
+        run, plan: of the run.
+        matrix: confusions on the validation images; None: there is no such matrix.
+        summary: of the run.
+        say: is told of a picture that cannot be drawn: the page goes without it.
+
+    Returns:
+        The pictures by title, PNG.
+    """
     epochs, classes = run.epochs(), plan.classes
-    pictures = {"curves": draw_curves(epochs)}
-    write_atomic(run.curves_file, pictures["curves"])
-    if matrix is not None:
-        pictures["confusion matrix"] = draw_confusion_matrix(matrix, classes)
-        write_atomic(run.confusion_file, pictures["confusion matrix"])
-    lines = [f"# {run.path.name}", "", f"![curves]({run.curves_file.name})", "", "| | |", "|---|---|"]
+    pictures: dict[str, bytes] = {}
+
+    def picture(title: str, file: Path, draw: Callable[[], bytes]) -> str:
+        try:
+            pictures[title] = draw()
+        except Exception as error:  # whatever it is, a trained model is worth more than a picture of it
+            missing = (
+                f"{file.name} cannot be drawn: {type(error).__name__}: {visible(str(error).partition(chr(10))[0])}"
+            )
+            say(missing)
+            return missing
+        write_atomic(file, pictures[title])
+        return f"![{title}]({file.name})"
+
+    curves = picture("curves", run.curves_file, lambda: draw_curves(epochs))
+    lines = [f"# {visible(run.path.name)}", "", curves, "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in summary.items() if key != "run"]
     lines += _left_out(run.manifest.get("left_out") or [])
     lines += ["", *_stage_rows(epochs), "", *_passes(plan)]
     if matrix is not None:
-        lines += ["", "## Validation", "", f"![confusion matrix]({run.confusion_file.name})", ""]
-        lines += _class_rows(matrix, classes)
+        drawn = picture("confusion matrix", run.confusion_file, lambda: draw_confusion_matrix(matrix, classes))
+        lines += ["", "## Validation", "", drawn, "", *_class_rows(matrix, classes)]
     lines += ["", "## Repeat", "", "```", _command(run), "```", ""]
-    write_atomic(run.report_file, "\n".join(lines).encode())
+    write_atomic(run.report_file, "\n".join(lines).encode("utf-8", "backslashreplace"))
     return pictures
 
 
@@ -105,7 +137,7 @@ def _stage_rows(epochs: Sequence[dict[str, Any]]) -> list[str]:
     for stage, record in last.items():
         count = sum(other["stage"] == stage for other in epochs)
         values = (_cell(record.get(name, "")) for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
-        rows.append(f"| {stage} | {count} | {' | '.join(values)} |")
+        rows.append(f"| {_name(stage)} | {count} | {' | '.join(values)} |")
     return rows
 
 
@@ -123,7 +155,7 @@ def _class_rows(matrix: np.ndarray, classes: Sequence[str]) -> list[str]:
         right, images, predicted = matrix[index, index], matrix[index].sum(), matrix[:, index].sum()
         recall = f"{right / images:.3f}" if images else "-"
         precision = f"{right / predicted:.3f}" if predicted else "-"
-        rows.append(f"| {name.replace('|', '/')} | {images} | {recall} | {precision} |")
+        rows.append(f"| {_name(name)} | {images} | {recall} | {precision} |")
     return rows
 
 
@@ -134,6 +166,11 @@ def _command(run: Run) -> str:
         return f"tlearn.fit(dataclasses.replace(tlearn.open_run({str(run.path)!r}).config, run_dir=None))"
     kept = [shlex.quote(text) for text in overrides if not text.startswith("run_dir=")]
     return " ".join(["python -m tlearn.train", *kept])
+
+
+def _name(text: str) -> str:
+    """A name in a table."""
+    return visible(text).replace("|", "/")
 
 
 def _cell(value: Any) -> str:

@@ -183,6 +183,7 @@ class Trainer:
             validate=lambda: (self._kept and self._kept.final()) or self._whole(self._data.val),
             test=(lambda: self._whole(test)) if len(test) else None,
             board=self._recorder.board,
+            say=self._terminal.print,
         )
 
     def _whole(self, rows: np.ndarray) -> Outputs:
