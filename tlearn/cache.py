@@ -90,25 +90,25 @@ def _list(cache: FeatureCache, as_json: bool) -> int:
     for entry in entries:
         features = visible("\n".join(filter(None, (entry.about, entry.where))), keep="\n")
         size, used = size_text(entry.bytes), _ago(time.time() - entry.used)
-        table.add_row(_short(entry), Text(features), f"{entry.rows:,}", size, used)
+        table.add_row(_short(entry.key), Text(features), f"{entry.rows:,}", size, used)
     if entries:
         console.print(table)
     unfinished = cache.unfinished_bytes()
-    more = f"; {size_text(unfinished)} are being written, or left by a killed process" if unfinished else ""
+    more = f"; {size_text(unfinished)} are being written, or are left unfinished or damaged" if unfinished else ""
     console.print(Text(f"{cache.folder}: {_counted(entries)}, {_size(entries)}{more}"), soft_wrap=True)
     return 0
 
 
 def _verify(cache: FeatureCache, as_json: bool) -> int:
     entries = cache.entries()
-    damaged = [(entry, why) for entry in entries if (why := cache.damage(entry.key))]
+    abouts = {entry.key: entry.about for entry in entries} | dict.fromkeys(cache.undescribed(), "")
+    damaged = {key: why for key in sorted(abouts) if (why := cache.damage(key))}
     if as_json:
-        keys = [entry.key for entry, _ in damaged]
-        print(json.dumps({"folder": str(cache.folder), "entries": len(entries), "damaged": keys}, indent=2))
+        print(json.dumps({"folder": str(cache.folder), "entries": len(abouts), "damaged": list(damaged)}, indent=2))
     else:
-        print(f"{cache.folder}: {_counted(entries)}, {len(damaged)} damaged")
-    for entry, why in damaged:
-        print(visible(f"damaged: {_short(entry)} {entry.about}\n    {why}; {_ANEW}", keep="\n"), file=sys.stderr)
+        print(f"{cache.folder}: {counted(len(abouts), 'entry', 'entries')}, {len(damaged)} damaged")
+    for key, why in damaged.items():
+        print(visible(f"damaged: {_short(key)} {abouts[key]}\n    {why}; {_ANEW}", keep="\n"), file=sys.stderr)
     return 2 if damaged else 0
 
 
@@ -123,16 +123,16 @@ def _clear(cache: FeatureCache, older_than: float, as_json: bool) -> int:
         data = {"deleted": [entry.key for entry in deleted], "kept": [entry.key for entry in kept], "MB": megabytes}
         print(json.dumps({"folder": str(cache.folder), **data}, indent=2))
     else:
-        left = f"; also {counted(swept, 'unfinished entry', 'unfinished entries')}" if swept else ""
+        left = f"; also {counted(swept, 'unfinished or damaged one', 'unfinished or damaged ones')}" if swept else ""
         print(f"{cache.folder}: {_counted(deleted)} deleted, {_size(deleted)}{left}")
     for entry in kept:
-        print(visible(f"kept: {_short(entry)} {entry.about}\n    {_HELD}", keep="\n"), file=sys.stderr)
+        print(visible(f"kept: {_short(entry.key)} {entry.about}\n    {_HELD}", keep="\n"), file=sys.stderr)
     return 0
 
 
-def _short(entry: Entry) -> str:
+def _short(key: str) -> str:
     """What an entry is called wherever a person reads it; its folder is named by the whole key."""
-    return entry.key[:8]
+    return key[:8]
 
 
 def _counted(entries: Sequence[Entry]) -> str:

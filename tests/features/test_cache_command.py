@@ -87,6 +87,26 @@ def test_verify(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> Non
     assert filled.has(KEYS[1]), "it is only looked at"
 
 
+@pytest.mark.parametrize("left", [b'{"x": broken', b"\xff\xfe", b"{}", None])
+def test_features_that_nothing_describes(
+    filled: FeatureCache, capsys: pytest.CaptureFixture[str], left: bytes | None
+) -> None:
+    meta = filled.folder / KEYS[1] / "meta.json"
+    meta.unlink()
+    if left is not None:
+        meta.write_bytes(left)
+    assert main(["verify"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == f"{filled.folder}: 3 entries, 1 damaged\n"
+    assert f"damaged: {KEYS[1][:8]} \n    meta.json does not describe it" in shown.err
+    assert main(["list"]) == 0
+    assert "2 entries, 1.5 MB; 725.6 kB are being written, or are left unfinished or damaged" in capsys.readouterr().out
+    assert filled.unfinished_bytes() == LAYOUT.bytes, "they count for cache.max_gb"
+    assert main(["clear", "--older-than", "1000"]) == 0
+    assert "0 entries deleted, 0 bytes; also 1 unfinished or damaged one" in capsys.readouterr().out
+    assert sorted(os.listdir(filled.folder)) == sorted([KEYS[0], KEYS[2]])
+
+
 def test_clear(filled: FeatureCache, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["clear", "--older-than", "1"]) == 0
     assert capsys.readouterr().out == f"{filled.folder}: 1 entry deleted, 725.6 kB\n"
@@ -110,9 +130,9 @@ def test_clear_takes_what_killed_runs_left(filled: FeatureCache, capsys: pytest.
     (partial / "0.bin").write_bytes(b"half")
     assert main(["list"]) == 0
     listed = capsys.readouterr().out.splitlines()[-1]
-    assert listed.endswith("3 entries, 2.2 MB; 4 bytes are being written, or left by a killed process")
+    assert listed.endswith("3 entries, 2.2 MB; 4 bytes are being written, or are left unfinished or damaged")
     assert main(["clear"]) == 0
-    assert capsys.readouterr().out.endswith("3 entries deleted, 2.2 MB; also 1 unfinished entry\n")
+    assert capsys.readouterr().out.endswith("3 entries deleted, 2.2 MB; also 1 unfinished or damaged one\n")
     assert os.listdir(filled.folder) == []
 
 

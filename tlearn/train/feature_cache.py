@@ -253,6 +253,10 @@ class FeatureCache:
                     found.append(Entry(path.name, about, where, layout.rows, layout.bytes, used))
         return found
 
+    def undescribed(self) -> list[str]:
+        """Keys of folders whose description is gone or makes no sense: what they hold is of no use to anyone."""
+        return [path.name for path in self._folders(partial=False) if _is_undescribed(path)]
+
     def damage(self, key: str) -> str:
         """What of an entry is not as it was written, read anew; empty: all is. Nothing is changed."""
         path = self.folder / key
@@ -275,8 +279,8 @@ class FeatureCache:
             return _discard(self.folder / key)
 
     def sweep(self) -> int:
-        """Delete what killed processes have left half-written. Returns how many."""
-        swept = 0
+        """Delete what killed processes have left half-written, and what nothing describes. Returns how many."""
+        swept = sum(map(self.delete, self.undescribed()))
         for path in self._folders(partial=True):
             if path.name.endswith(_PARTIAL):
                 swept += self.delete(path.name)
@@ -285,9 +289,9 @@ class FeatureCache:
         return swept
 
     def unfinished_bytes(self) -> int:
-        """Of entries that have no name yet: they are being written, or a killed process left them."""
+        """Of what is no entry: it is being written, or a killed process left it, or nothing describes it."""
         total = 0
-        for path in self._folders(partial=True):
+        for path in [*self._folders(partial=True), *(self.folder / key for key in self.undescribed())]:
             with contextlib.suppress(OSError):
                 total += sum(file.stat().st_size for file in path.glob("*.bin"))
         return total
@@ -299,6 +303,17 @@ class FeatureCache:
             return []
         matches = [(path, _OURS.fullmatch(path.name)) for path in paths]
         return [path for path, match in matches if match and bool(match[1]) is partial]
+
+
+def _is_undescribed(folder: Path) -> bool:
+    """Whether there are arrays that no description is of. A file that only cannot be read now says nothing."""
+    try:
+        (folder / META).read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return read_meta(folder) is None and any(folder.glob("*.bin"))
 
 
 def _removed(entries: Sequence[Entry]) -> str:
