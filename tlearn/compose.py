@@ -6,9 +6,10 @@ directory). TensorFlow is not imported.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,6 +32,7 @@ with interrupts_wait():  # Hydra composes something of its own while it is impor
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob, Override
     from hydra.errors import HydraException
+    from hydra.version import VersionBase
 
 CONFIG_NAME = "train"
 
@@ -53,7 +55,6 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
 
 def _load_config(overrides: Sequence[str]) -> Config:
     parsed = parse_overrides(overrides)
-    register_schema(with_experiments=any(override.key_or_group == "experiment" for override in parsed))
     problems: list[Problem] = []
     sound: list[str] = []  # what is wrong in the others is reported too
     for override in parsed:
@@ -62,7 +63,9 @@ def _load_config(overrides: Sequence[str]) -> Config:
         if not found:
             sound += _for_hydra(override)
     try:
-        config = to_config(_compose(sound))
+        with own_hydra(with_experiments=any(override.key_or_group == "experiment" for override in parsed)):
+            composed = _compose(sound)
+        config = to_config(composed)
     except IllTyped as error:
         raise IllTyped([*problems, *error.problems], error.rest) from None
     except ConfigError as error:
@@ -107,18 +110,33 @@ def preset(group: str, name: str) -> Any:
     return typed({key: value for key, value in data.items() if value != "???"}, schema, group)
 
 
-def register_schema(*, with_experiments: bool = True) -> None:
-    """Tell Hydra the defaults of ``Config`` and the experiments; types are checked after composition.
+@contextlib.contextmanager
+def own_hydra(*, with_experiments: bool = True) -> Iterator[None]:
+    """Inside, Hydra knows the defaults of ``Config`` and the experiments; types are checked after composition.
+
+    What Hydra knows is in singletons: a program that composes configs of its own finds them as they were.
 
     Args:
         with_experiments: where none is asked for, reading them all would be a sixth of the time that composing takes.
     """
-    store = ConfigStore.instance()
+    current, version, store = GlobalHydra.instance(), VersionBase.instance(), ConfigStore.instance()
+    theirs = current.hydra, version.version_base, store.repo
+    current.clear()
+    store.repo = {name: entry for name, entry in store.repo.items() if name not in ("schema.yaml", "experiment")}
     # Hydra 1.3.8 copies the whole store with each list of a group's options: 90 times for --help, half of its time
-    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-    store.store(name="schema", node=_defaults())
-    if not with_experiments:
-        return
+    vars(store)["__deepcopy__"] = lambda memo: store
+    try:
+        store.store(name="schema", node=_defaults())
+        if with_experiments:
+            _store_experiments(store)
+        yield
+    finally:
+        vars(store).pop("__deepcopy__", None)
+        GlobalHydra.set_instance(current)  # Hydra leaves a copy in its place, or none
+        current.hydra, version.version_base, store.repo = theirs
+
+
+def _store_experiments(store: ConfigStore) -> None:
     for name, path in experiments().items():  # each time: in a notebook they are edited between two runs
         try:
             node = OmegaConf.create(read_experiment(path))
@@ -286,7 +304,6 @@ def _experiment_problems(name: str) -> list[Problem]:
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
     """Compose with Hydra; its errors become ours."""
-    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(shipped("configs")), job_name=CONFIG_NAME):
             return hydra_compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir, version
+from hydra.core.config_store import ConfigStore
+from packaging.version import Version
 
 from tlearn.compose import load_config
 from tlearn.errors import ConfigError
@@ -31,6 +36,25 @@ def test_a_defaults_list_cannot_choose_hydra_groups(tmp_path: Path, monkeypatch:
     (tmp_path / "experiments" / "evil.yaml").write_text("defaults:\n  - override /hydra/launcher: basic\n")
     with pytest.raises(ConfigError, match="cannot set Hydra itself"):
         load_config(["experiment=evil"])
+
+
+@pytest.mark.parametrize("given", [[], ["experiment=digits_ten_a_class"], ["seed=x"], ["experiment=none"]])
+def test_the_callers_hydra_stays_as_it_was(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text("defaults:\n  - schema\n  - experiment: mine\n  - _self_\nanswer: 42\n")
+    store = ConfigStore.instance()
+    store.store(name="schema", node={"question": "?"})
+    store.store(name="mine", group="experiment", node={"tried": True})
+    theirs = {"question": "?", "experiment": {"tried": True}, "answer": 42}
+    try:
+        with initialize_config_dir(str(tmp_path), version_base="1.2"):
+            with contextlib.suppress(ConfigError):
+                load_config(given)
+            assert compose("theirs") == theirs
+            assert version.getbase() == Version("1.2")
+        assert copy.deepcopy(store) is not store
+        assert "digits_ten_a_class.yaml" not in store.repo["experiment"]
+    finally:
+        del store.repo["schema.yaml"], store.repo["experiment"]
 
 
 def test_run_flags_of_hydra_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,10 +140,9 @@ def _show(arguments: list[str]) -> int:
     """``--help``, ``--cfg job``, ``--info``, ``--shell-completion`` and the like: Hydra prints, nothing runs."""
     import hydra
 
-    from tlearn.compose import CONFIG_NAME, hydra_overrides, load_config, register_schema
+    from tlearn.compose import CONFIG_NAME, hydra_overrides, load_config, own_hydra
     from tlearn.paths import shipped
 
-    register_schema()
     program, given = "python -m tlearn.train", arguments
     if set(arguments) & set(_COMPLETION):  # what follows those is no override
         program = "tlearn"  # a shell completes words of a command; Hydra knows none that has a verb
@@ -158,7 +157,8 @@ def _show(arguments: list[str]) -> int:
         raise AssertionError(f"Hydra was to show, not to run: {arguments}")
 
     sys.argv = [program, *given]
-    nothing()
+    with own_hydra():
+        nothing()
     return OK
 
 
