@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import yaml
-from PIL import Image
 
 from tlearn import interrupts
 from tlearn.config import Interpolation, Resize
@@ -109,7 +108,7 @@ def network_and_paths(
     paths: list[str] = list(arguments.paths)
     given = {name: getattr(arguments, name) for name in _BARE if getattr(arguments, name) is not None}
     if arguments.max_pixels is not None:
-        _raise_limit(arguments.max_pixels)
+        _check_limit(arguments.max_pixels)
     if arguments.backbone is None:
         if given or arguments.option:
             options = ", ".join(
@@ -174,11 +173,9 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(Problem("--option", " ".join(str(error).split()))) from error
 
 
-def _raise_limit(max_pixels: int) -> None:
-    """Pillow refuses images of twice its own limit; who names a limit means that one."""
+def _check_limit(max_pixels: int) -> None:
     if max_pixels < 1:
         raise UserError(Problem("--max-pixels", f"must be 1 or more, got {max_pixels}"))
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
 
 
 def run_command(

@@ -1,11 +1,13 @@
 """The check before training: what it finds, at each closeness."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tlearn.config import Check, DataConfig, OnError
-from tlearn.data import ArraySource, check_images, index_data, leave_out, load_data
+from tlearn.data import ArraySource, CheckReport, Data, check_data, check_images, index_data, leave_out, load_data
 from tlearn.data.folder import index_folder
 from tlearn.errors import DataError
 
@@ -118,6 +120,16 @@ def test_only_the_given_rows_are_looked_at(folder):
     (folder / "a/2.png").write_bytes(b"")
     source = index_folder(folder, max_pixels=1000)
     assert check_images(source, np.array([0, 1, 7]), mode=Check.decode).checked == 3
+
+
+def test_files_of_any_source_have_the_limit_of_the_config(folder):
+    """A plugin's source reads as it likes, and need not know of ``data.max_pixels``."""
+    files = index_folder(folder, max_pixels=1000)
+    plugin = SimpleNamespace(name="own", where="", table=files.table, read=files.read, file=files.file)
+    data = Data(plugin, files.table, *[np.arange(0)] * 3, CheckReport(Check.none, 0))
+    with pytest.raises(DataError, match=r"12 x 12 pixels, more than data\.max_pixels=143"):
+        check_data(data, DataConfig(max_pixels=143))
+    assert check_data(data, DataConfig(max_pixels=144)).report.checked == 12
 
 
 def test_auto_looks_closely_only_at_what_is_small(folder, monkeypatch):

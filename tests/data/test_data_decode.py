@@ -13,6 +13,7 @@ from PIL import Image
 from tlearn.config import AugmentConfig, Decoding, Interpolation, RandomResizedCrop, Resize
 from tlearn.data import Reading, UnreadableImage, decode, resize
 from tlearn.data.augment import Augmenter
+from tlearn.data.decode import read_size
 
 MANY = 10_000_000
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -101,7 +102,7 @@ def test_what_pillow_warns_of_is_not_shown(tmp_path):
         (tmp_path / name).write_bytes(content)
     read = f"import PIL.Image; PIL.Image.MAX_IMAGE_PIXELS = {36 * 36 - 1}\n"
     read += "import sys; from tlearn.data import decode\n"
-    read += "print([decode(name, max_pixels=10**7).shape for name in sys.argv[1:]])"
+    read += "print([decode(name, max_pixels=2 * 36 * 36 - 2).shape for name in sys.argv[1:]])"
     done = subprocess.run(
         [sys.executable, "-c", read, *files],
         cwd=tmp_path,
@@ -112,6 +113,20 @@ def test_what_pillow_warns_of_is_not_shown(tmp_path):
         check=False,
     )
     assert (done.stdout, done.stderr) == ("[(32, 32, 3), (36, 36, 3)]\n", "")
+
+
+def test_the_limit_that_is_given_decides_not_that_of_pillow(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses what is more than twice that
+    file = encoded(quarters(size=32), "PNG")
+    with pytest.raises(UnreadableImage, match=r"1024 pixels, more than data\.max_pixels=1000"):
+        decode(file, max_pixels=1000)
+    assert Image.MAX_IMAGE_PIXELS == 500, "whoever asks for no more keeps Pillow's protection"
+    assert read_size(file, max_pixels=1024) == (32, 32)
+    with pytest.raises(UnreadableImage, match=r"32 x 32 pixels, more than data\.max_pixels=1023"):
+        decode(file, max_pixels=1023)
+    assert decode(file, max_pixels=1024).shape == (32, 32, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert decode(file, max_pixels=1024).shape == (32, 32, 3)
 
 
 def test_sixteen_bits_are_scaled_not_clipped():

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlearn.config import Check, OnError
+from tlearn.config import Check, DataConfig, OnError
 from tlearn.data.decode import UnreadableImage, decode, open_rgb, read_size, regular_size
 from tlearn.data.source import FileSource, ImageSource
 from tlearn.data.table import ImageTable
@@ -129,6 +129,7 @@ def check_images(
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     keep: Keep | None = None,
+    max_pixels: int = DataConfig().max_pixels,
     workers: int = 4,
 ) -> CheckReport:
     """Look for unreadable images and duplicates.
@@ -144,6 +145,7 @@ def check_images(
         progress: called now and then with (images done, images in all), from the calling thread.
         should_stop: asked before each image; True gives the check up.
         keep: takes what is decoded, for as long as it wants to.
+        max_pixels: larger images are refused, in files of sources that have no limit of their own.
         workers: threads.
 
     Raises:
@@ -155,7 +157,7 @@ def check_images(
     present = np.setdiff1d(rows, [entry.row for entry in unreadable]) if unreadable else rows
     digests = np.zeros((len(present), 2), np.uint64)
     if mode is not Check.none:
-        look = _Look(source, mode, present, should_stop, keep)
+        look = _Look(source, mode, present, should_stop, keep, max_pixels)
         with ThreadPoolExecutor(workers) as pool, look.given_up_on_error(pool):
             for start, found, bad in pool.map(look.chunk, range(0, len(present), _CHUNK)):
                 digests[start : start + len(found)] = found
@@ -198,12 +200,19 @@ class _Look:
     """Looks at images in chunks, from several threads."""
 
     def __init__(
-        self, source: ImageSource, mode: Check, rows: Rows, should_stop: Callable[[], bool], keep: Keep | None
+        self,
+        source: ImageSource,
+        mode: Check,
+        rows: Rows,
+        should_stop: Callable[[], bool],
+        keep: Keep | None,
+        max_pixels: int,
     ) -> None:
         self._source = source
         self._mode = mode
         self._should_stop = should_stop
         self._keep = keep
+        self._limit = source.max_pixels if isinstance(source, FileSource) else max_pixels
         self._rows = rows
         stamps = source.table.stamps
         self._twins = None if stamps is None else _repeated(stamps[rows, 0])
@@ -243,20 +252,18 @@ class _Look:
         path = self._source.file(row)
         if path is None:
             return np.ascontiguousarray(self._source.read(row)) if self._mode is Check.decode else None
-        limit = self._source.max_pixels if isinstance(self._source, FileSource) else _NO_LIMIT
         if self._mode is Check.decode:
             content = _bytes(path)
             if self._keep is not None and self._keep.wants(row):
-                self._keep.take(row, open_rgb(content, max_pixels=limit, name=str(path), excess=self._keep.excess))
+                self._keep.take(
+                    row, open_rgb(content, max_pixels=self._limit, name=str(path), excess=self._keep.excess)
+                )
             else:
                 # the pixels are not looked at: an eighth of a JPEG's sides is what its codec gives at the least cost
-                decode(content, max_pixels=limit, name=str(path), excess=lambda width, height: 8.0)
+                decode(content, max_pixels=self._limit, name=str(path), excess=lambda width, height: 8.0)
             return content
-        read_size(path, max_pixels=limit)
+        read_size(path, max_pixels=self._limit)
         return _bytes(path) if compare else None
-
-
-_NO_LIMIT = 2**62
 
 
 def _bytes(path: Path) -> bytes:

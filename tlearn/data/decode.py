@@ -9,6 +9,7 @@ import io
 import os
 import re
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,8 +70,8 @@ def decode(file: ImageFile, *, max_pixels: int, name: str | None = None, excess:
 
     Args:
         file: a path, the file's bytes, or an open binary file.
-        max_pixels: larger images are refused by their header, before memory is taken for them. Pillow's own limit
-            (``PIL.Image.MAX_IMAGE_PIXELS``, twice 89 million) holds as well.
+        max_pixels: larger images are refused by their header, before memory is taken for them. Where Pillow's own
+            limit (``PIL.Image.MAX_IMAGE_PIXELS``) would refuse what this one lets in, it is raised for the process.
         name: what messages call the image; by default its path.
         excess: lets a JPEG come at 1/2, 1/4 or 1/8 of its size, the least that leaves no less than is needed. Its
             codec then leaves out the high frequencies instead of computing pixels that resizing averages away
@@ -203,6 +204,7 @@ def _descriptor(path: str | os.PathLike[str], name: str) -> tuple[int, int]:
 
 def _identified(file: IO[bytes], max_pixels: int, name: str, empty: bool) -> Image.Image:
     """The image in a file of which the header has been read."""
+    _raise_pillows_limit(max_pixels)
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -221,10 +223,23 @@ def _identified(file: IO[bytes], max_pixels: int, name: str, empty: bool) -> Ima
     return image
 
 
+_raising = threading.Lock()
+
+
+def _raise_pillows_limit(max_pixels: int) -> None:
+    """Pillow refuses more than twice its own limit, one for the process: it may only grow, as other threads read too.
+
+    It is not taken away: it is asked before a WebP's canvas is allocated, and by whoever else uses Pillow here.
+    """
+    if 2 * (Image.MAX_IMAGE_PIXELS or max_pixels) < max_pixels:  # None: there is no limit
+        with _raising:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
+
+
 def _too_large(error: Image.DecompressionBombError, max_pixels: int) -> str:
-    """In words of our own limit, where that is the smaller one: Pillow's only says how many pixels there are."""
+    """In words of our own limit, which is the smaller one: Pillow's only says how many pixels there are."""
     found = re.search(r"(\d+) pixels", str(error))
-    if found is None or int(found[1]) <= max_pixels:
+    if found is None:
         return f"is too large ({_words(error)})"
     return f"has {found[1]} pixels, more than data.max_pixels={max_pixels}"
 

@@ -113,6 +113,7 @@ def check_data(
         progress=progress,
         should_stop=should_stop,
         keep=keep,
+        max_pixels=config.max_pixels,
     )
     return _without(data, config, [entry.row for entry in report.unreadable], report)
 
