@@ -165,7 +165,7 @@ def train(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> C
     from tlearn.train.console import Terminal
     from tlearn.train.run import Run
 
-    monkeypatch.setattr(trainer, "finish", lambda *args, **keywords: {})
+    monkeypatch.setattr(trainer, "finish", lambda *args, **keywords: {"status": "finished"})
     numbers = itertools.count()
 
     def train(*overrides: str, eagerly: bool = True, resume: Path | None = None, **keywords: Any) -> Trained:

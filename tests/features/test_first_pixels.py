@@ -102,7 +102,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
 
     prepared: list[Any] = []
     prepare = api.prepare
-    monkeypatch.setattr(trainer, "finish", lambda *args, **keywords: {})
+    monkeypatch.setattr(trainer, "finish", lambda *args, **keywords: {"status": "finished"})
     monkeypatch.setattr(
         api, "prepare", lambda config, **keywords: prepared.append(prepare(config, **keywords)) or prepared[-1]
     )
