@@ -265,8 +265,12 @@ class LearningRateConfig:
 class OptimizerConfig:
     """A Keras optimizer. ``null`` options take Keras' own default; an option the optimizer lacks is an error."""
 
-    name: str | None = option(None, "adam, sgd, rmsprop, adamw, ...; null (in a stage): all of the run's optimizer")
-    learning_rate: float | None = option(None, "null: the run's optimizer's, there 0.001")
+    name: str | None = option(
+        None,
+        "adam, sgd, rmsprop, adamw, ...; in a stage null: the run's with all its options; "
+        "else of the run's only learning_rate and schedule, where the stage sets none",
+    )
+    learning_rate: float | None = option(None, "null: the run's optimizer's, whatever its name; there 0.001")
     momentum: float | None = option(None, "sgd, rmsprop, muon")
     nesterov: bool | None = option(None, "sgd, muon")
     rho: float | None = option(None, "rmsprop, adadelta")
@@ -331,7 +335,7 @@ class Stage:
     epochs: float | None = option(None, "length in passes over the training images")
     steps: int | None = option(None, "length in batches")
     examples: int | None = option(None, "length in images")
-    optimizer: OptimizerConfig = option(OptimizerConfig(), "name null: the run's optimizer, with what is set here")
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "the run's, with what is set here; or one of its own name")
     batch_norm: BatchNorm = option(BatchNorm.inference, "inference: moving statistics, gamma and beta stay still")
     carry_slots: bool = option(False, "keep optimizer state of variables that trained in the stage before")
     label_smoothing: float | None = option(None, "null: loss.label_smoothing")
@@ -440,7 +444,8 @@ class Config:
     data: DataConfig = option(DataConfig(), "labelled images")
     augment: AugmentConfig = option(AugmentConfig(), "random changes of the training images")
     optimizer: OptimizerConfig = option(
-        OptimizerConfig(name="adam", learning_rate=1e-3), "for stages that name none of their own"
+        OptimizerConfig(name="adam", learning_rate=1e-3),
+        "for stages that name none of their own; its learning rate and schedule for all that set none",
     )
     schedule: ScheduleConfig = option(ScheduleConfig(), "stages")
     loss: LossConfig = option(LossConfig(), "what is minimised")

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from tlearn.compose import preset
+from tlearn.compose import load_config, preset
 from tlearn.config import Duration, LearningRateConfig, OptimizerConfig
 from tlearn.errors import Problem
 from tlearn.paths import shipped
+from tlearn.train.checks import check_config
 from tlearn.train.optimizers import OPTIMIZERS, SHARED, build_optimizer, check_optimizer
+from tlearn.train.plan import describe_optimizer
 
 LENGTHS = {"steps": 100, "steps_per_epoch": 10, "batch_size": 8}
 # of keras.optimizers: wrappers, and the base class
@@ -161,3 +163,37 @@ def test_an_option_that_is_not_set_is_left_to_keras() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], key: str) -> None:
     found: list[Problem] = list(check_optimizer(OptimizerConfig(name="sgd", **settings), "here"))
     assert [problem.where for problem in found] == [f"here.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("{}", "adam 0.1, ema=0.9, cosine, warm-up 2 steps"),
+        ("{name: sgd}", "sgd 0.1, cosine, warm-up 2 steps"),
+        ("{name: sgd, momentum: 0.9, learning_rate: 0.5}", "sgd 0.5, momentum=0.9, cosine, warm-up 2 steps"),
+        ("{name: sgd, schedule: {warmup: {steps: 3}}}", "sgd 0.1, cosine, warm-up 3 steps"),
+        ("{name: sgd, schedule: {name: constant}}", "sgd 0.1"),
+    ],
+)
+def test_a_stage_has_of_the_run_what_the_config_says(stage: str, expected: str) -> None:
+    """Of the learning rate and its schedule: null is the run's, under whatever name the stage trains."""
+    run = ["optimizer.learning_rate=0.1", "optimizer.ema=0.9"]
+    run += ["optimizer.schedule.name=cosine", "optimizer.schedule.warmup.steps=2"]
+    stages = f"schedule.stages=[{{name: first, epochs: 1}}, {{name: second, epochs: 1, optimizer: {stage}}}]"
+    config = load_config([*run, stages])
+    check_config(config)
+    assert describe_optimizer(config, config.schedule.stages[1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("frozen", ["adam 0.001"]),
+        ("full", ["adam 0.001", "adam 0.0001, cosine, warm-up 1 epochs"]),
+        ("gradual", ["adam 0.001", "adam 0.0003", "adam 0.0001", "adam 3e-05"]),
+        ("two_stage", ["rmsprop 0.001", "sgd 0.0001, momentum=0.9"]),
+    ],
+)
+def test_the_shipped_schedules_train_as_they_say(schedule: str, expected: list[str]) -> None:
+    config = load_config([f"schedule={schedule}"])
+    assert [describe_optimizer(config, stage) for stage in config.schedule.stages] == expected

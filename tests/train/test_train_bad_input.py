@@ -88,6 +88,12 @@ CONFIG = [
     ("momentum", ["optimizer=sgd", "optimizer.momentum=9"], ["optimizer.momentum", "below 1"]),
     ("rate", ["optimizer.learning_rate=-1"], ["optimizer.learning_rate", "above 0"]),
     ("unused optimizer", ["schedule=two_stage", "optimizer=sgd"], ["optimizer", "used by no stage"]),
+    ("unused rate", ["schedule=two_stage", "optimizer.learning_rate=0.1"], ["learning_rate: is used by no stage"]),
+    (
+        "unused momentum",
+        ["optimizer=sgd", "schedule.stages.0.optimizer.name=rmsprop"],
+        ["optimizer: name, momentum: is used by no stage"],
+    ),
     ("two clips", ["optimizer.clip_norm=1", "optimizer.clip_value=1"], ["only one of clip_norm, clip_value"]),
     ("two units", ["schedule.stages.0.steps=3"], ["schedule.stages.0", "exactly one of", "epochs", "steps"]),
     ("no unit", ["schedule.stages.0.epochs=null"], ["schedule.stages.0", "exactly one of", "none"]),

@@ -15,7 +15,7 @@ from tlearn.data import check_augment_config, check_data_config, peek_classes
 from tlearn.errors import ConfigError, Problem, UserError
 from tlearn.heads import check_head
 from tlearn.train.cluster import cluster_of
-from tlearn.train.optimizers import check_duration, check_optimizer, stage_optimizer
+from tlearn.train.optimizers import check_duration, check_optimizer, stage_optimizer, unused_options
 from tlearn.train.run import resolve_weights
 
 _SWITCHES = ("auto", "on", "off", True, False)
@@ -136,10 +136,10 @@ def _check_schedule(config: Config) -> Iterator[Problem]:
         yield Problem("schedule.stages", f"two stages are called {name!r}", "metrics are told apart by stage name")
     for index, stage in enumerate(stages):
         yield from _check_stage(config, stage, f"schedule.stages.{index}")
-    inherits = any(stage.optimizer.name is None for stage in stages)
-    if stages and not inherits and config.optimizer != Config().optimizer:
+    unused = unused_options(config)
+    if unused:
         fix = "every stage names an optimizer of its own: set schedule.stages.N.optimizer, or its name to null"
-        yield Problem("optimizer", "is used by no stage", fix)
+        yield Problem("optimizer", f"{', '.join(unused)}: is used by no stage", fix)
 
 
 def _check_stage(config: Config, stage: Stage, where: str) -> Iterator[Problem]:

@@ -59,15 +59,34 @@ _NO_DECAY = ["bias", "gamma", "beta"]
 
 
 def stage_optimizer(config: Config, stage: Stage) -> OptimizerConfig:
-    """The optimizer a stage really uses: its own where it names one, else the run's with what the stage sets."""
-    own = stage.optimizer
+    """The optimizer a stage really uses.
+
+    A stage that names none has the run's with what the stage sets. One that names its own has that one, and of the
+    run's the learning rate and its schedule where it sets none: the options of one optimizer are not those of another.
+    """
+    own, run = stage.optimizer, config.optimizer
+    schedule = _stage_schedule(run.schedule, own.schedule)
     if own.name is not None:
-        return own
+        rate = run.learning_rate if own.learning_rate is None else own.learning_rate
+        return dataclasses.replace(own, learning_rate=rate, schedule=schedule)
     unset = OptimizerConfig()
     names = [field.name for field in dataclasses.fields(own)]
     changed = {name: getattr(own, name) for name in names if getattr(own, name) != getattr(unset, name)}
-    changed["schedule"] = _stage_schedule(config.optimizer.schedule, own.schedule)
-    return dataclasses.replace(config.optimizer, **changed)
+    return dataclasses.replace(run, **{**changed, "schedule": schedule})
+
+
+def unused_options(config: Config) -> list[str]:
+    """Options of the run's optimizer that are set, and that no stage uses since all name their own."""
+    stages = [stage.optimizer for stage in config.schedule.stages]
+    if not stages or any(own.name is None for own in stages):
+        return []
+    usual, used = Config().optimizer, set()
+    if any(own.learning_rate is None for own in stages):
+        used.add("learning_rate")
+    if any(own.schedule.name is None for own in stages):
+        used.add("schedule")
+    given = [each.name for each in dataclasses.fields(usual)]
+    return [name for name in given if getattr(config.optimizer, name) != getattr(usual, name) and name not in used]
 
 
 def _stage_schedule(run: LearningRateConfig, stage: LearningRateConfig) -> LearningRateConfig:
