@@ -34,10 +34,14 @@ class Registry(Generic[T]):
         self._added: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that adds an entry. Raises ValueError when the name is taken."""
+        """Decorator that adds an entry. Raises ValueError when the name is taken.
+
+        The same definition, run once more, takes the place of the one before: a cell of a notebook, or a plugin that
+        failed when it was imported first.
+        """
 
         def add(entry: T) -> T:
-            if name in self._builtin or self._added.get(name, entry) is not entry:
+            if name in self._builtin or _definition(self._added.get(name, entry)) != _definition(entry):
                 raise ValueError(f"{self._key}: {name!r} is registered already")
             self._added[name] = entry
             return entry
@@ -61,6 +65,13 @@ class Registry(Generic[T]):
         load_plugins()
         yield from self._builtin
         yield from self._added
+
+
+def _definition(entry: object) -> object:
+    """Where an entry, or the function in a row of data, is defined; the entry itself where it does not say."""
+    function = getattr(entry, "builder", None) or entry
+    place = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    return place if all(place) else entry
 
 
 @cache

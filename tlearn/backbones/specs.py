@@ -385,7 +385,7 @@ def register_backbone(
         title, paper, licence: shown by ``python -m tlearn.backbones``.
 
     Raises:
-        ValueError: the name is taken, or a value makes no sense.
+        ValueError: the name is taken by another function, or a value makes no sense.
     """
     if not 1 <= least_size <= image_size:
         raise ValueError(f"backbone {name!r}: least_size={least_size} and image_size={image_size} make no sense")

@@ -60,7 +60,8 @@ SOURCES: Registry[SourceFactory] = Registry(
 def register_source(name: str) -> Callable[[SourceFactory], SourceFactory]:
     """Decorator that makes a user's own source usable as ``data.name=NAME`` with ``data.options``.
 
-    It goes on a function ``(config, *, image_size, seed) -> ImageSource``. Raises ValueError when the name is taken.
+    It goes on a function ``(config, *, image_size, seed) -> ImageSource``. Raises ValueError when the name is taken by
+    another function.
     """
     return SOURCES.register(name)
 

@@ -110,7 +110,7 @@ def register_head(name: str) -> Callable[[HeadFunction], HeadFunction]:
             return keras.layers.Dense(classes, kernel_constraint="unit_norm", name="head_logits")(scale * x)
 
     Name the layers, so that weights are found again; give them ``dtype="float32"``. Raises ValueError when the name
-    is taken.
+    is taken; the same function, defined once more, takes its own place.
     """
     return HEADS.register(name)
 
