@@ -110,6 +110,9 @@ def test_a_stage_ends_when_nothing_improves(tiny_config: Make, capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "stage still ends early" in said
     assert "stage again ends early" in said
+    score = f"the best by val_accuracy {run.epochs()[0]['val_accuracy']:.4g}"
+    assert f"model: weights of epoch 1 (still 1/9), {score}\n" in said
+    assert f"\nThe model has weights of epoch 1 (still 1/9), {score}.\n" in run.report_file.read_text()
 
 
 def test_a_run_that_ended_early_resumes_in_the_next_stage(tiny_config: Make, tmp_path: Path) -> None:
@@ -158,6 +161,16 @@ def test_the_monitor_decides_what_is_best(tiny_fit: Make) -> None:
     best = min(run.epochs(), key=lambda record: record["val_loss"])
     assert run.summary["best_epoch"] == best["epoch"]
     assert run.summary["val_loss"] == pytest.approx(best["val_loss"], abs=1e-5)
+
+
+def test_which_weights_the_model_has_is_told(tiny_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = "schedule.stages=[{name: a, epochs: 2}, {name: b, epochs: 9, early_stopping: {patience: 1}}]"
+    still = ("optimizer=sgd", "optimizer.learning_rate=1e-9")
+    run = fit(tiny_config(stages, *still, "checkpoint.final=last"))
+    assert [record["epoch"] for record in run.epochs()] == [1, 2, 3, 4]
+    score = f"the best by val_accuracy {run.epochs()[0]['val_accuracy']:.4g} were those of epoch 1 (a 1/2)"
+    assert f"model: weights of epoch 4 (b 2/9), the last; {score}\n" in capsys.readouterr().err
+    assert f"\nThe model has weights of epoch 4 (b 2/9), the last; {score}.\n" in run.report_file.read_text()
 
 
 def test_learning_is_learning(tiny_fit: Make) -> None:

@@ -155,13 +155,25 @@ def test_the_report_says_what_was_computed_once(
     *_, run = finished
     shutil.copytree(run.path, tmp_path / "run")
     plan = make_plan(tiny_config(*STAGES, "augment=none"))
-    report.write_report(Run(tmp_path / "run"), plan, None, {}, print)
+    report.write_report(Run(tmp_path / "run"), plan, None, {}, "some weights", None, print)
     page = (tmp_path / "run" / "report.md").read_text()
     for stage, more in zip(plan.stages, ("", ", together with head"), strict=True):
         kept = stage.features
         size = f"{size_text(kept.bytes)}, {kept.bytes_per_image:,} bytes an image in float32"
         assert f"- `{stage.name}` computes {', '.join(kept.tensors)} once{more}: {size}\n" in page
     assert "- passes over the training images: 1 instead of 4, prefix engine" in page
+
+
+def test_curves_mark_the_epoch_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(report, "_png", lambda figure: drawn.append(figure) or b"")
+    epochs = [{"stage": "head", "epoch": epoch, "loss": 1 / epoch, "accuracy": 0.5} for epoch in (1, 2, 3)]
+    for model_epoch in (2, None):
+        report.draw_curves(epochs, model_epoch)
+    for panels, labels in zip(drawn, (["model: epoch 2"], []), strict=True):
+        for panel in panels.axes:
+            marks = [text.get_text() for text in panel.get_legend().get_texts()]
+            assert [text for text in marks if text.startswith("model")] == labels
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])

@@ -14,6 +14,7 @@ from tlearn.train import checkpoint, report
 from tlearn.train.classifier import Classifier
 from tlearn.train.logs import TensorBoardLog
 from tlearn.train.loop import Logs, Outputs
+from tlearn.train.losses import default_monitor
 from tlearn.train.plan import Plan
 from tlearn.train.progress import Progress
 from tlearn.train.run import Run
@@ -45,8 +46,11 @@ def finish(
     Returns:
         The summary.
     """
-    if config.checkpoint.final is Keep.best:
+    takes_best = config.checkpoint.final is Keep.best
+    if takes_best:
         _take_best_weights(run, classifier)
+    chosen = _chosen(config, plan, progress, last=run.epochs()[-1]["epoch"])
+    say(f"model: {chosen}")
     validation = validate()
     final, matrix = _named(validation, "val"), _confusion(validation, plan)
     if test is not None:
@@ -63,7 +67,7 @@ def finish(
         summary["rollbacks"] = progress.rollbacks
     if progress.engine_trial:
         summary["prefix_engine"] = progress.engine_trial
-    pictures = report.write_report(run, plan, matrix, summary, say)
+    pictures = report.write_report(run, plan, matrix, summary, chosen, progress.best_epoch if takes_best else None, say)
     for name, png in pictures.items():
         board.png(name, png, progress.global_step)
     board.hyperparameters(config, {f"final/{name}": value for name, value in final.items()}, progress.global_step)
@@ -96,6 +100,21 @@ def _totals(plan: Plan, progress: Progress) -> dict[str, Any]:
         "classes": len(plan.classes),
         "parameters": plan.parameters,
     }
+
+
+def _chosen(config: Config, plan: Plan, progress: Progress, last: int) -> str:
+    """Which weights become the model: they are not those of the epoch that was shown last, as a rule."""
+    monitor = config.checkpoint.monitor or default_monitor(plan.multi_label)
+    best, score = _place(plan, progress.best_epoch), f"by {monitor} {progress.best:.4g}"
+    if config.checkpoint.final is Keep.best:
+        return f"weights of {best}, the best {score}"
+    return f"weights of {_place(plan, last)}, the last; the best {score} were those of {best}"
+
+
+def _place(plan: Plan, epoch: int) -> str:
+    """``epoch 12 (top 2/10)``: counted over the run, and in its stage."""
+    stage = next(stage for stage in reversed(plan.stages) if stage.first_epoch < epoch or stage is plan.stages[0])
+    return f"epoch {epoch} ({stage.name} {epoch - stage.first_epoch}/{stage.epochs})"
 
 
 def _take_best_weights(run: Run, classifier: Classifier) -> None:

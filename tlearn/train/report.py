@@ -52,8 +52,8 @@ def draw_confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
-    """Loss and accuracy over the epochs, training and validation, with the stages marked; PNG."""
+def draw_curves(epochs: Sequence[dict[str, Any]], model_epoch: int | None = None) -> bytes:
+    """Loss and accuracy over the epochs, training and validation, with the stages and the model's epoch marked; PNG."""
     figure, axes = _figure(10.0, 3.8, columns=2)
     for panel, metric in zip(axes, ("loss", "accuracy"), strict=True):
         for name, style in ((metric, "--"), (f"val_{metric}", "-")):
@@ -65,6 +65,8 @@ def draw_curves(epochs: Sequence[dict[str, Any]]) -> bytes:
                 panel.axvline(before["epoch"] + 0.5, color="grey", linewidth=0.8)
                 at, name = (before["epoch"] + 0.6, panel.get_ylim()[0]), visible(after["stage"])
                 panel.text(*at, name, va="bottom", fontsize=8, parse_math=False)
+        if model_epoch is not None:
+            panel.axvline(model_epoch, color="green", linestyle=":", label=f"model: epoch {model_epoch}")
         panel.set(xlabel="epoch", title=metric)
         panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # there is no half epoch
         if panel.lines:
@@ -77,6 +79,8 @@ def write_report(
     plan: Plan,
     matrix: np.ndarray | None,
     summary: Mapping[str, Any],
+    chosen: str,
+    model_epoch: int | None,
     say: Callable[[str], None],
 ) -> dict[str, bytes]:
     """Write ``report.md`` and its pictures.
@@ -85,6 +89,8 @@ def write_report(
         run, plan: of the run.
         matrix: confusions on the validation images; None: there is no such matrix.
         summary: of the run.
+        chosen: which weights the model has, in words.
+        model_epoch: which epoch they were the best of; None: they are the last.
         say: is told of a picture that cannot be drawn: the page goes without it.
 
     Returns:
@@ -105,8 +111,17 @@ def write_report(
         write_atomic(file, pictures[title])
         return f"![{title}]({file.name})"
 
-    curves = picture("curves", run.curves_file, lambda: draw_curves(epochs))
-    lines = [f"# {visible(run.path.name)}", "", curves, "", "| | |", "|---|---|"]
+    curves = picture("curves", run.curves_file, lambda: draw_curves(epochs, model_epoch))
+    lines = [
+        f"# {visible(run.path.name)}",
+        "",
+        curves,
+        "",
+        f"The model has {visible(chosen)}.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     lines += [f"| {key} | {_cell(value)} |" for key, value in summary.items() if key != "run"]
     lines += _left_out(run.manifest.get("left_out") or [])
     lines += ["", *_stage_rows(epochs), "", *_passes(plan)]
