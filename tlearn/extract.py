@@ -168,29 +168,17 @@ def extract_features(
         UserError: the output exists, its name says no format, it cannot be written, there is no such layer, another
             extraction was begun for this output, or not one image could be read.
     """
-    from tlearn.feature_file import Partial, Result, beside, check_format, write_features
-    from tlearn.kept_features import engine_of, kept_features
+    from tlearn.feature_file import Partial
+    from tlearn.kept_features import kept_features
     from tlearn.network import Network
     from tlearn.train.console import Terminal
 
     path = Path(output).expanduser()
-    check_format(path, len(layers))
-    if batch_size < 1:
-        raise UserError(Problem("--batch-size", f"must be 1 or more, got {batch_size}"))
-    for file in (path, beside(path)) if path.suffix.lower() == ".npy" else (path,):
-        if file.exists() and not overwrite:
-            raise UserError(Problem("--output", f"{file} exists", "--overwrite replaces it"))
+    _check_arguments(path, len(layers), batch_size, overwrite=overwrite)
     network = open_network if isinstance(open_network, Network) else open_network()
     tensors = network.layers.tensors(layers, pooling)
     shapes = {name: tuple(map(int, tensor.shape[1:])) for name, tensor in tensors.items()}
-    facts = {
-        "network": network.backbone.spec.name,
-        "run": str(network.run.path) if network.run else None,
-        "reading": {key: getattr(value, "value", value) for key, value in asdict(network.reading).items()},
-        "layers": shapes,
-        "pooling": pooling or "none",
-        "engine": engine_of(network).value,
-    }
+    facts = _facts(network, shapes, pooling)
     signature = {**facts, "dtype": dtype, "weights": _weights_hash(network), "images": _images_hash(images)}
     terminal = Terminal(progress)
     if cache is None:
@@ -201,12 +189,7 @@ def extract_features(
                 terminal.print(f"going on after {partial.kept:,} of {len(images):,} images")
             kept = kept_features(network, images, tensors, cache if keep_features else None, FeatureType.float32)
             missing = _gather(network, images, tensors, kept, partial, batch_size, terminal)
-            if not partial.count:
-                partial.remove()
-                problems = [Problem(visible(name), reason) for name, reason in partial.unreadable[:20]]
-                raise DataError([*problems, Problem("images", "not one could be read")])
-            _check_space(path, partial.count, shapes, dtype)
-            write_features(path, Result(partial, images, facts))
+            _write(path, partial, images, facts)
             if not partial.unreadable and dtype == FeatureType.float32.value:
                 for name in missing:
                     kept[name].write(partial.chunks(name))
@@ -219,6 +202,32 @@ def extract_features(
         "unreadable": partial.unreadable,
         "resumed": partial.kept,
         "cached": not missing,
+    }
+
+
+def _check_arguments(path: Path, layers: int, batch_size: int, *, overwrite: bool) -> None:
+    """Raises UserError when the output's name says no format for so many layers, or it exists; before anything slow."""
+    from tlearn.feature_file import beside, check_format
+
+    check_format(path, layers)
+    if batch_size < 1:
+        raise UserError(Problem("--batch-size", f"must be 1 or more, got {batch_size}"))
+    for file in (path, beside(path)) if path.suffix.lower() == ".npy" else (path,):
+        if file.exists() and not overwrite:
+            raise UserError(Problem("--output", f"{file} exists", "--overwrite replaces it"))
+
+
+def _facts(network: Network, shapes: Mapping[str, tuple[int, ...]], pooling: str | None) -> dict[str, Any]:
+    """What made the features, as plain data: written beside them, and compared before they are gone on with."""
+    from tlearn.kept_features import engine_of
+
+    return {
+        "network": network.backbone.spec.name,
+        "run": str(network.run.path) if network.run else None,
+        "reading": {key: getattr(value, "value", value) for key, value in asdict(network.reading).items()},
+        "layers": shapes,
+        "pooling": pooling or "none",
+        "engine": engine_of(network).value,
     }
 
 
@@ -260,6 +269,23 @@ def _gather(
     return list(missing)
 
 
+def _write(path: Path, partial: Partial, images: FileImages | Labelled, facts: Mapping[str, Any]) -> None:
+    """Write the output from what was gathered.
+
+    Raises:
+        DataError: not one image could be read; nothing that was gathered stays.
+        UserError: there is no room for it.
+    """
+    from tlearn.feature_file import Result, write_features
+
+    if not partial.count:
+        partial.remove()
+        problems = [Problem(visible(name), reason) for name, reason in partial.unreadable[:20]]
+        raise DataError([*problems, Problem("images", "not one could be read")])
+    _check_space(path, partial)
+    write_features(path, Result(partial, images, facts))
+
+
 def _weights_hash(network: Network) -> str:
     """SHA-256 over every number of the network."""
     digest = hashlib.sha256()
@@ -277,9 +303,9 @@ def _images_hash(images: FileImages | Labelled) -> str:
     return digest.hexdigest()
 
 
-def _check_space(path: Path, count: int, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
+def _check_space(path: Path, partial: Partial) -> None:
     """The output is written beside what was gathered. Raises UserError when it would not fit."""
-    needed = count * sum(map(math.prod, shapes.values())) * np.dtype(dtype).itemsize
+    needed = partial.count * sum(map(math.prod, partial.shapes.values())) * partial.dtype.itemsize
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         what = f"needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
