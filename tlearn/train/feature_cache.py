@@ -146,7 +146,7 @@ class FeatureCache:
         except Damaged as damage:
             lock.close()
             is_gone = _discard(path) or not path.exists()
-            self._say(f"damaged features in {path}: {damage}; {'made anew' if is_gone else 'not used'}")
+            self._say(f"features in {path}: {damage}; {'made anew' if is_gone else 'not used'}")
             return None
         with contextlib.suppress(OSError):
             os.utime(path / META)  # used now: last to make room

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -169,6 +170,9 @@ class FeatureMaker:
             if self._stages[number].features.made_in == made_in
         ]
         freeze(self._classifier, self._stages[index].layers)
+        for entry in itertools.chain.from_iterable(together[1:]):
+            if features := self._cache.open(entry.key, entry.layout, entry.contents):
+                features.close()  # it is sound; what is not is gone now, and made in this pass
         shared = self._shards.are_used()
         try:
             self._pass_over_images([entry for stage in together for entry in stage], shared=shared)
