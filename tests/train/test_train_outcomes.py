@@ -173,6 +173,18 @@ def test_which_weights_the_model_has_is_told(tiny_config: Make, capsys: pytest.C
     assert f"\nThe model has weights of epoch 4 (b 2/9), the last; {score}.\n" in run.report_file.read_text()
 
 
+def test_the_report_tells_what_came_of_keeping_features(tiny_fit: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    stages = ["schedule=two_stage", "schedule.stages.1.unfreeze={last_blocks: 1}"]
+    stages += ["schedule.stages.0.epochs=1", "schedule.stages.1.epochs=1"]
+    streamed = "could not be kept (Not a directory): all images were computed in each epoch"
+    for folder, came in (("kept", "made in this run"), ("kept", "found in the cache"), ("file", streamed)):
+        page = tiny_fit(*stages, f"cache.dir={tmp_path / folder}").report_file.read_text()
+        for stage in ("head", "top"):
+            (line,) = (line for line in page.splitlines() if line.startswith(f"- `{stage}` computes"))
+            assert line.endswith(f"; {came}"), line
+
+
 def test_learning_is_learning(tiny_fit: Make) -> None:
     """Striped across, striped down, plain: easy for a network that trains as a whole."""
     run = tiny_fit(

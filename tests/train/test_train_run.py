@@ -146,7 +146,7 @@ def test_the_report_says_what_was_computed_in_each_epoch_and_why(finished: tuple
     *_, run = finished
     page = run.report_file.read_text()
     why = "computes all images in each epoch: fresh augmentation (cache.views=null); 2 passes over 32.3 kB of pixels"
-    assert f"- `head` {why}\n- `top` {why}\n- passes over the training images: 4\n" in page
+    assert f"- `head` {why}\n- `top` {why}\n- planned passes over the training images: 4\n" in page
 
 
 def test_the_report_says_what_was_computed_once(
@@ -155,13 +155,13 @@ def test_the_report_says_what_was_computed_once(
     *_, run = finished
     shutil.copytree(run.path, tmp_path / "run")
     plan = make_plan(tiny_config(*STAGES, "augment=none"))
-    report.write_report(Run(tmp_path / "run"), plan, None, {}, "some weights", None, print)
+    report.write_report(Run(tmp_path / "run"), plan, None, {}, "some weights", None, {}, print)
     page = (tmp_path / "run" / "report.md").read_text()
     for stage, more in zip(plan.stages, ("", ", together with head"), strict=True):
         kept = stage.features
         size = f"{size_text(kept.bytes)}, {kept.bytes_per_image:,} bytes an image in float32"
         assert f"- `{stage.name}` computes {', '.join(kept.tensors)} once{more}: {size}\n" in page
-    assert "- passes over the training images: 1 instead of 4, prefix engine" in page
+    assert "- planned passes over the training images: 1 instead of 4, prefix engine" in page
 
 
 def test_curves_mark_the_epoch_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,9 +70,11 @@ class FeatureMaker:
 
     Attributes:
         trial: of prefix engines, and which was chosen; empty where none was made.
+        outcome: what came of keeping the features of the last stage; empty where that was not planned.
     """
 
     trial = ""
+    outcome = ""
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class FeatureMaker:
         self._entries = FeatureEntries(config, data, classifier)
         self._cache = FeatureCache(cache_folder(config.cache), config.cache.max_gb * 1e9, self._say)
         self._open: dict[str, Features] = {}
+        self._made: set[str] = set()
         self._devices = devices or Devices()
         self._shards = Shards(self._devices, self._cache)
 
@@ -108,6 +111,7 @@ class FeatureMaker:
             DataError: an image cannot be read.
         """
         freeze(self._classifier, self._stages[index].layers)
+        self.outcome = ""
         if not self._stages[index].features.cached:
             self.close()
             return None
@@ -125,8 +129,9 @@ class FeatureMaker:
         except OSError as error:
             self._say(f"features cannot be kept in {self._cache.folder}: {error.strerror or error}")
             self._say(f"stage {self._stages[index].name} computes all images in each epoch instead")
-            self.close()
+            self.give_up(str(error.strerror or error))
             return None
+        self.outcome = "made in this run" if self._made & {train.key, val.key} else "found in the cache"
         views = views_of(self._config)
         opened = self._open[train.key], self._open[val.key]
         return StageFeatures(frontier, prefix, frontier.suffix(), *opened, views)
@@ -142,6 +147,11 @@ class FeatureMaker:
             return None, None
         function = prefix_function(planned_engine(self._config), self._classifier.model, frontier.tensors)
         return frontier.suffix(), function
+
+    def give_up(self, why: str) -> None:
+        """Let go of the features of a stage that will stream after all."""
+        self.outcome = f"could not be kept ({why}): all images were computed in each epoch"
+        self.close()
 
     def close(self) -> None:
         """Let others delete what was in use."""
@@ -214,6 +224,7 @@ class FeatureMaker:
             with self._writers(entries) as writers:
                 for entry, writer in writers:
                     self._shards.join(entry.key, entry.layout, len(rows), writer)
+                self._made |= {entry.key for entry, _ in writers}
 
         self._together(write)
         self._together(join if self._devices.is_chief else lambda: None)
@@ -290,6 +301,7 @@ class FeatureMaker:
                 for entry, writer in writers:
                     writer.append([values[id(tensor)].numpy() for tensor in entry.tensors])
                 self._terminal.step(done, "")
+            self._made |= {entry.key for entry, _ in writers}
         finally:
             self._terminal.end_epoch()
 

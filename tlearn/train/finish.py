@@ -67,7 +67,8 @@ def finish(
         summary["rollbacks"] = progress.rollbacks
     if progress.engine_trial:
         summary["prefix_engine"] = progress.engine_trial
-    pictures = report.write_report(run, plan, matrix, summary, chosen, progress.best_epoch if takes_best else None, say)
+    model_epoch = progress.best_epoch if takes_best else None
+    pictures = report.write_report(run, plan, matrix, summary, chosen, model_epoch, progress.features, say)
     for name, png in pictures.items():
         board.png(name, png, progress.global_step)
     board.hyperparameters(config, {f"final/{name}": value for name, value in final.items()}, progress.global_step)

@@ -24,6 +24,7 @@ class Progress:
         validation_due: an epoch's steps are over, and its validation is not.
         rollbacks: how often the run went back because a loss was no number.
         engine_trial: what came of the last trial of prefix engines; empty where there was none.
+        features: what came of keeping the features of a stage, by its name; not of stages that were to stream.
         rates: share of the planned learning rate that is left in a stage, by its index as text.
     """
 
@@ -41,6 +42,7 @@ class Progress:
     validation_due: bool = False
     rollbacks: int = 0
     engine_trial: str = ""
+    features: dict[str, str] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
 
     @property

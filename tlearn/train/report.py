@@ -81,6 +81,7 @@ def write_report(
     summary: Mapping[str, Any],
     chosen: str,
     model_epoch: int | None,
+    outcomes: Mapping[str, str],
     say: Callable[[str], None],
 ) -> dict[str, bytes]:
     """Write ``report.md`` and its pictures.
@@ -91,6 +92,7 @@ def write_report(
         summary: of the run.
         chosen: which weights the model has, in words.
         model_epoch: which epoch they were the best of; None: they are the last.
+        outcomes: what came of keeping features, by the names of stages.
         say: is told of a picture that cannot be drawn: the page goes without it.
 
     Returns:
@@ -124,7 +126,7 @@ def write_report(
     ]
     lines += [f"| {key} | {_cell(value)} |" for key, value in summary.items() if key != "run"]
     lines += _left_out(run.manifest.get("left_out") or [])
-    lines += ["", *_stage_rows(epochs), "", *_passes(plan)]
+    lines += ["", *_stage_rows(epochs), "", *_passes(plan, outcomes)]
     if matrix is not None:
         drawn = picture("confusion matrix", run.confusion_file, lambda: draw_confusion_matrix(matrix, classes))
         lines += ["", "## Validation", "", drawn, "", *_class_rows(matrix, classes)]
@@ -156,11 +158,13 @@ def _stage_rows(epochs: Sequence[dict[str, Any]]) -> list[str]:
     return rows
 
 
-def _passes(plan: Plan) -> list[str]:
-    """What the run computed once and kept, what it computed in each epoch and why."""
-    lines = ["Planned, before a look at what the cache had already:", ""]
-    lines += [f"- `{visible(stage)}` {text}" for stage, text in feature_texts(plan)]
-    return [*lines, f"- {passes_text(plan)}"]
+def _passes(plan: Plan, outcomes: Mapping[str, str]) -> list[str]:
+    """What was planned to be computed once and kept, what in each epoch and why; and what came of it."""
+    lines = ["Planned before a look at what the cache had, and what came of it:", ""]
+    for stage, text in feature_texts(plan):
+        outcome = f"; {visible(outcomes[stage])}" if outcomes.get(stage) else ""
+        lines.append(f"- `{visible(stage)}` {text}{outcome}")
+    return [*lines, f"- planned {passes_text(plan)}"]
 
 
 def _class_rows(matrix: np.ndarray, classes: Sequence[str]) -> list[str]:

@@ -216,6 +216,8 @@ class Trainer:
         unfinished, is_last = progress.step < plan.steps or progress.validation_due, index == len(self._plan.stages) - 1
         features = self._features_of(index) if unfinished or is_last else None  # the last also tell the final scores
         progress.engine_trial = self._features.trial or progress.engine_trial
+        if features is None or plan.name not in progress.features:  # a run that goes on finds what it made
+            progress.features |= {plan.name: self._features.outcome} if self._features.outcome else {}
         model, prefix = (features.suffix, None) if features else self._features.streamed(index)
         session = Session(
             self._classifier,
@@ -253,7 +255,8 @@ class Trainer:
         if self._devices.any(stops):
             raise Interrupted
         if self._devices.any(features is None):
-            self._features.close()
+            if features is not None:
+                self._features.give_up("another worker cannot keep them")
             return None
         return features
 
