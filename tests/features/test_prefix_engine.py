@@ -250,4 +250,6 @@ def test_the_choice_is_told_of_a_run_that_was_stopped(
     told = [line for line in run.log_file.read_text().splitlines() if line.startswith("prefix engine ")]
     assert len(told) == trials
     assert run.summary["prefix_engine"] == told[-1].removeprefix("prefix engine ")
-    assert f"| prefix_engine | {run.summary['prefix_engine']} |" in run.report_file.read_text()
+    page = run.report_file.read_text()
+    assert f"| prefix_engine | {run.summary['prefix_engine']} |" in page
+    assert page.count("; made in this run\n") == 2, "of both stages, before it was stopped or after"

@@ -31,6 +31,8 @@ from tlearn.train.stopping import Interrupted
 from tlearn.train.streams import EXTRACTION_BATCH, Streams, guarded
 from tlearn.words import size_text
 
+MADE = "made in this run"
+
 
 @dataclass(frozen=True, eq=False)
 class StageFeatures:
@@ -131,7 +133,7 @@ class FeatureMaker:
             self._say(f"stage {self._stages[index].name} computes all images in each epoch instead")
             self.give_up(str(error.strerror or error))
             return None
-        self.outcome = "made in this run" if self._made & {train.key, val.key} else "found in the cache"
+        self.outcome = MADE if self._made & {train.key, val.key} else "found in the cache"
         views = views_of(self._config)
         opened = self._open[train.key], self._open[val.key]
         return StageFeatures(frontier, prefix, frontier.suffix(), *opened, views)

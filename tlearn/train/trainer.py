@@ -17,7 +17,7 @@ from tlearn.train.classifier import Classifier
 from tlearn.train.console import Terminal, metrics_line
 from tlearn.train.distribution import Devices
 from tlearn.train.engine import Compute
-from tlearn.train.features import FeatureMaker, StageFeatures
+from tlearn.train.features import MADE, FeatureMaker, StageFeatures
 from tlearn.train.finish import finish, finish_pruned
 from tlearn.train.loop import Logs, Loop, Outputs
 from tlearn.train.losses import default_monitor, smaller_is_better
@@ -216,8 +216,11 @@ class Trainer:
         unfinished, is_last = progress.step < plan.steps or progress.validation_due, index == len(self._plan.stages) - 1
         features = self._features_of(index) if unfinished or is_last else None  # the last also tell the final scores
         progress.engine_trial = self._features.trial or progress.engine_trial
-        if features is None or plan.name not in progress.features:  # a run that goes on finds what it made
-            progress.features |= {plan.name: self._features.outcome} if self._features.outcome else {}
+        if self._features.outcome:
+            maker = self._plan.stages[plan.features.made_in or 0].name
+            # a run that goes on finds what it made before
+            made = features is not None and progress.features.get(maker) == MADE
+            progress.features[plan.name] = MADE if made else self._features.outcome
         model, prefix = (features.suffix, None) if features else self._features.streamed(index)
         session = Session(
             self._classifier,
