@@ -123,7 +123,10 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """Everything that a run leaves of numbers: records, points, weights, states; no times."""
+    """Everything that a run leaves of numbers: records, points, weights, states; no times.
+
+    Nor where its features came from: a run that was killed between its pass and its first checkpoint finds them.
+    """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     run = open_run(folder)
@@ -140,7 +143,7 @@ def result(folder: Path) -> dict[str, Any]:
     return {
         "metrics": [{k: v for k, v in record.items() if k != "seconds"} for record in run.metrics],
         "summary": {k: v for k, v in run.summary.items() if k not in ("run", "seconds")},
-        "progress": {k: v for k, v in state.items() if k != "seconds"},
+        "progress": {k: v for k, v in state.items() if k not in ("seconds", "features")},
         "state": checkpoint.sha256(arrays),
         "best": checkpoint.sha256(best),
         "points": sorted(points),
