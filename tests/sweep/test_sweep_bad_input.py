@@ -183,3 +183,13 @@ def test_trials_that_ended_before_others_failed_stay(
     after = summary("sweep.trials=6")
     assert (after["trials"], after["failed"]) == (6, 3)
     assert after["best"]["val_accuracy"] >= before["best"]["val_accuracy"]
+
+
+@pytest.mark.parametrize("retrain", ["true", "false"])
+def test_a_budget_that_is_met_without_a_result_is_no_success(
+    refused: Refused, runs: Any, retrain: str, tmp_path: Path
+) -> None:
+    runs(lambda *_: Ended(1, "out of memory"))
+    more = ("sweep.trials=3", f"sweep.retrain={retrain}")
+    assert "the budget is met with them" in refused(*more)
+    assert f"no trial is complete\n    what the trials printed is in {tmp_path / 'out' / 'logs'}" in refused(*more)

@@ -34,7 +34,7 @@ several times at once, the processes share its trials. docs/sweeps.md says more.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0 the budget is met, 2 a user's mistake, 3 stopped.
+    """Run the command; returns its exit status: 0 the budget is met, 2 a user's mistake or no result, 3 stopped.
 
     Where the budget is met, but the best was not trained again as ``sweep.retrain`` asks: the status of that run.
     """
@@ -81,6 +81,9 @@ def _run(sweep: Sweep) -> int:
             _report(sweep, study)
         result = _result(sweep, study, met, time.monotonic() - begin)
     status = OK if met else STOPPED
+    if met and result["best"] is None:
+        fix = f"what the trials printed is in {sweep.folder / 'logs'}; a larger sweep.trials runs more"
+        raise UserError(Problem(f"sweep {sweep.settings.name}", "no trial is complete", fix))
     if met and sweep.settings.retrain:
         status, again = retrain(sweep, study)
         result |= again

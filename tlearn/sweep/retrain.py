@@ -37,15 +37,12 @@ def check_target(sweep: Sweep) -> None:
 def retrain(sweep: Sweep, study: SharedStudy) -> tuple[int, dict[str, Any]]:
     """Train the best trial's values without what ``sweep.trial`` sets, and write the experiment.
 
-    A run that was stopped is gone on with; one that is complete is left alone.
+    A trial is complete. A run that was stopped is gone on with; one that is complete is left alone.
 
     Returns:
         The exit status of the run, and what the last line says of it.
     """
-    front = study.front()
-    if not front:
-        raise UserError(Problem("sweep.retrain", "no trial is complete", "raise sweep.trials"))
-    best = front[0]
+    best = study.front()[0]
     run = Run(sweep.folder / f"best-{best.number:04d}")
     if not run.summary_file.is_file():
         overrides = sweep.overrides(best.params, run.path, shortened=False)
