@@ -155,7 +155,7 @@ def test_the_report_says_what_was_computed_once(
     *_, run = finished
     shutil.copytree(run.path, tmp_path / "run")
     plan = make_plan(tiny_config(*STAGES, "augment=none"))
-    report.write_report(Run(tmp_path / "run"), plan, None, {}, "some weights", None, {}, print)
+    report.write_report(Run(tmp_path / "run"), plan, report.Outcome({}, None, "some weights", None, {}), print)
     page = (tmp_path / "run" / "report.md").read_text()
     for stage, more in zip(plan.stages, ("", ", together with head"), strict=True):
         kept = stage.features

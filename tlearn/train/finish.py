@@ -68,7 +68,8 @@ def finish(
     if progress.engine_trial:
         summary["prefix_engine"] = progress.engine_trial
     model_epoch = progress.best_epoch if takes_best else None
-    pictures = report.write_report(run, plan, matrix, summary, chosen, model_epoch, progress.features, say)
+    outcome = report.Outcome(summary, matrix, chosen, model_epoch, progress.features)
+    pictures = report.write_report(run, plan, outcome, say)
     for name, png in pictures.items():
         board.png(name, png, progress.global_step)
     board.hyperparameters(config, {f"final/{name}": value for name, value in final.items()}, progress.global_step)

@@ -9,6 +9,7 @@ import io
 import itertools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,25 +75,30 @@ def draw_curves(epochs: Sequence[dict[str, Any]], model_epoch: int | None = None
     return _png(figure)
 
 
-def write_report(
-    run: Run,
-    plan: Plan,
-    matrix: np.ndarray | None,
-    summary: Mapping[str, Any],
-    chosen: str,
-    model_epoch: int | None,
-    outcomes: Mapping[str, str],
-    say: Callable[[str], None],
-) -> dict[str, bytes]:
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a run, as far as its folder does not tell yet.
+
+    Attributes:
+        summary: as it will be written.
+        confusion: of the validation images (classes, classes); None: there is no such matrix.
+        weights: which the model has, in words.
+        model_epoch: which epoch they were the best of; None: they are the last.
+        features: what came of keeping them, by the names of stages.
+    """
+
+    summary: Mapping[str, Any]
+    confusion: np.ndarray | None
+    weights: str
+    model_epoch: int | None
+    features: Mapping[str, str]
+
+
+def write_report(run: Run, plan: Plan, outcome: Outcome, say: Callable[[str], None]) -> dict[str, bytes]:
     """Write ``report.md`` and its pictures.
 
     Args:
-        run, plan: of the run.
-        matrix: confusions on the validation images; None: there is no such matrix.
-        summary: of the run.
-        chosen: which weights the model has, in words.
-        model_epoch: which epoch they were the best of; None: they are the last.
-        outcomes: what came of keeping features, by the names of stages.
+        run, plan, outcome: of the run.
         say: is told of a picture that cannot be drawn: the page goes without it.
 
     Returns:
@@ -113,20 +119,21 @@ def write_report(
         write_atomic(file, pictures[title])
         return f"![{title}]({file.name})"
 
-    curves = picture("curves", run.curves_file, lambda: draw_curves(epochs, model_epoch))
+    curves = picture("curves", run.curves_file, lambda: draw_curves(epochs, outcome.model_epoch))
     lines = [
         f"# {visible(run.path.name)}",
         "",
         curves,
         "",
-        f"The model has {visible(chosen)}.",
+        f"The model has {visible(outcome.weights)}.",
         "",
         "| | |",
         "|---|---|",
     ]
-    lines += [f"| {key} | {_cell(value)} |" for key, value in summary.items() if key != "run"]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in outcome.summary.items() if key != "run"]
     lines += _left_out(run.manifest.get("left_out") or [])
-    lines += ["", *_stage_rows(epochs), "", *_passes(plan, outcomes)]
+    lines += ["", *_stage_rows(epochs), "", *_passes(plan, outcome.features)]
+    matrix = outcome.confusion
     if matrix is not None:
         drawn = picture("confusion matrix", run.confusion_file, lambda: draw_confusion_matrix(matrix, classes))
         lines += ["", "## Validation", "", drawn, "", *_class_rows(matrix, classes)]
