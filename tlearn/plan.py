@@ -11,9 +11,11 @@ from tlearn.config import Check, Config
 from tlearn.errors import UserError
 from tlearn.interrupts import stopped
 from tlearn.train.command import OK, USER_ERROR, print_problems
+from tlearn.words import size_text
 
 if TYPE_CHECKING:
     from tlearn.data import Data
+    from tlearn.train.foresight import Foresight
 
 _HELP = """\
 Print the plan of a run: what trains in each stage, for how long, on what. Nothing is trained or written.
@@ -65,16 +67,23 @@ def _plan_run(overrides: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(plan.as_dict() | {"cache": found.as_dict()}, indent=1))
     else:
-        print_plan(plan, found, [*_unkept(config, found.stages), *_not_checked(config, prepared.data)])
+        print_plan(plan, found, [*_about_the_cache(config, found), *_not_checked(config, prepared.data)])
 
 
-def _unkept(config: Config, keeping: Sequence[object]) -> list[str]:
-    """Where features cannot be kept, stages that count on it."""
-    from tlearn.train.feature_cache import FeatureCache, cache_folder
+def _about_the_cache(config: Config, found: Foresight) -> list[str]:
+    """Where it cannot keep what stages count on, or not without losing something else."""
+    from tlearn.train.feature_cache import FeatureCache
 
-    obstacle = FeatureCache(cache_folder(config.cache)).obstacle() if keeping else ""
-    what = "no features can be kept, and all images are computed in each epoch"
-    return [f"{obstacle}: {what}; cache.dir names another place"] if obstacle else []
+    if not found.stages:
+        return []
+    if obstacle := FeatureCache(found.folder).obstacle():
+        what = "no features can be kept, and all images are computed in each epoch"
+        return [f"{obstacle}: {what}; cache.dir names another place"]
+    missing, there, most = found.missing_bytes, found.bytes, config.cache.max_gb
+    if missing and missing + there > most * 1e9:
+        sizes = f"{size_text(missing)} of features are to be made beside {size_text(there)}"
+        return [f"{sizes} in the cache, more than cache.max_gb={most:g}: what was used longest ago makes room"]
+    return []
 
 
 def _not_checked(config: Config, data: Data) -> list[str]:

@@ -38,6 +38,19 @@ def test_another_run_uses_them_again(train: Callable[..., Any], tmp_path: Path) 
     assert train("cache.dir=other", SHORT).passes == 1
 
 
+def test_what_of_them_is_there_is_used_again(train: Callable[..., Any]) -> None:
+    expected = train("cache.dir=kept", SHORT)
+    for split, other, passes in (("train", "val", 0), ("val", "train", 1)):
+        rows = {"train": 18, "val": 6}
+        (entry,) = (entry for entry in FeatureCache(Path("kept")).entries() if entry.rows == rows[other])
+        shutil.rmtree(Path("kept") / entry.key)
+        again = train("cache.dir=kept", SHORT)
+        assert f"features of the {split} images are in the cache" in again.said
+        assert f"features of {rows[other]} {other} images: " in again.said
+        assert again.passes == passes
+        assert again.furthest_from(expected) == 0
+
+
 def flip_a_bit(folder: Path) -> None:
     data = bytearray((folder / "0.bin").read_bytes())
     data[100] ^= 64

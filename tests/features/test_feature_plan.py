@@ -155,6 +155,14 @@ def test_the_plan_tells_what_is_in_the_cache(
     assert "head 0 of 18 train images, 0 of 6 val: 1 pass" in printed()
 
 
+def test_what_will_make_room_is_said_before(train: Callable[..., Any], printed: Callable[..., str]) -> None:
+    train("cache.dir=kept", SHORT)
+    told = printed("seed=2", "cache.max_gb=0.000003")
+    assert "note: 1.5 kB of features are to be made beside 1.5 kB in the cache, more than cache.max_gb=3e-06:" in told
+    assert "are to be made" not in printed("seed=2", "cache.max_gb=0.0000031"), "there is room for 3,072 bytes"
+    assert "are to be made" not in printed("cache.max_gb=0.000003"), "they are there"
+
+
 def seen(folder: Path) -> list[tuple[str, int, int]]:
     return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*"))
 
@@ -209,6 +217,8 @@ def test_programs_read_what_is_in_the_cache(capsys: pytest.CaptureFixture[str]) 
     assert told["cache"] == {
         "folder": str(Path("kept").absolute()),
         "stages": [{"stage": "head", "train": False, "val": False, "made_in": 0, "passes": 1}],
+        "bytes": 0,
+        "missing_bytes": told["stages"][0]["features"]["bytes"],
     }
     assert main([*TINY, "cache.mode=off", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cache"]["stages"] == []

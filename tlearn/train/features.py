@@ -206,6 +206,8 @@ class FeatureMaker:
             elif missing:
                 with self._writers(list(missing.values())) as writers:
                     self._extract(split, writers, extractor)
+            else:
+                self._say(f"features of the {split} images are in the cache")
 
     def _extract_shards(self, split: str, entries: list[Wanted], extractor: Callable[[Any], dict[int, Any]]) -> None:
         """One pass over the images of a split by all workers; what one of them cannot do, none of them has done."""

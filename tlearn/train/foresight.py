@@ -47,14 +47,18 @@ class Foresight:
     Attributes:
         folder: of the cache.
         stages: those that keep features.
+        bytes: of the entries that are there, of this run and of others.
+        missing_bytes: of the features that the run will make, at most.
     """
 
     folder: Path
     stages: tuple[StageForesight, ...]
+    bytes: int
+    missing_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"folder": str(self.folder), "stages": [asdict(stage) for stage in self.stages]}
+        return asdict(self) | {"folder": str(self.folder)}
 
 
 def foresee(config: Config, data: Data, classifier: Classifier, plan: Plan) -> Foresight:
@@ -64,7 +68,7 @@ def foresee(config: Config, data: Data, classifier: Classifier, plan: Plan) -> F
     """
     folder = cache_folder(config.cache)
     cache, entries = FeatureCache(folder), FeatureEntries(config, data, classifier)
-    is_empty = not cache.entries()  # then nothing needs to be hashed
+    there = cache.entries()  # if nothing is, nothing needs to be hashed
     found: dict[int, tuple[bool | None, bool | None]] = {}
     untouched: set[int] | None = None  # operations that no earlier stage changes; None: there is no earlier one
     for index, stage in enumerate(plan.stages):
@@ -73,11 +77,14 @@ def foresee(config: Config, data: Data, classifier: Classifier, plan: Plan) -> F
         if stage.features.cached:
             found[index] = (None, None)
             if untouched is None or cold <= untouched:
-                wanted = () if is_empty else entries.of_stage(stage)
+                wanted = entries.of_stage(stage) if there else ()
                 train, val = [cache.seems_to_hold(entry.key, entry.layout) for entry in wanted] or (False, False)
                 found[index] = (train, val)
         untouched = cold if untouched is None else untouched & cold
-    return Foresight(folder, tuple(_with_passes(plan.stages, found)))
+    # stages of one frontier share their features
+    missing = {plan.stages[number].features for number, held in found.items() if held != (True, True)}
+    stages = tuple(_with_passes(plan.stages, found))
+    return Foresight(folder, stages, sum(entry.bytes for entry in there), sum(features.bytes for features in missing))
 
 
 def _with_passes(

@@ -24,7 +24,8 @@ class Progress:
         validation_due: an epoch's steps are over, and its validation is not.
         rollbacks: how often the run went back because a loss was no number.
         engine_trial: what came of the last trial of prefix engines; empty where there was none.
-        features: what came of keeping the features of a stage, by its name; not of stages that were to stream.
+        features: what came of keeping the features of a stage, by its name; not of stages that were to stream. Those
+            of a pass that a killed run had no time to save this behind were found in the cache.
         rates: share of the planned learning rate that is left in a stage, by its index as text.
     """
 
