@@ -1,4 +1,4 @@
-"""What one step does: rates, decay, clipping, accumulation, averages, slots, smoothing, class weights; by hand."""
+"""What one step does: rates, decay, clipping, accumulation, batch norms, smoothing, class weights; by hand."""
 
 from __future__ import annotations
 
@@ -214,98 +214,6 @@ def test_accumulated_batches_are_one_update_with_their_mean(tiny_config: Make) -
 def test_batches_that_make_no_update_are_noted(tiny_config: Make) -> None:
     plan = prepare(tiny_config("optimizer.accumulate=7", "schedule.stages.0.epochs=2")).plan
     assert plan.stages[0].notes == ("the last 5 of 12 batches make no update: accumulate=7",)
-
-
-# --- averages --------------------------------------------------------------------------------------------------------
-
-
-def test_the_average_of_the_weights_is_used_to_evaluate_and_to_finish(tiny_config: Make) -> None:
-    prepared = prepare(tiny_config(*ALL, "optimizer=sgd", "optimizer.learning_rate=0.1", "optimizer.ema=0.5"))
-    session = session_of(prepared)
-    names = prepared.plan.stages[0].variables
-    history = []
-    for number in range(3):
-        session.model.train_step(batch(number))
-        history.append(values(prepared))
-    average = {key: history[0][key] for key in names}  # the first step is the average's start
-    for after in history[1:]:
-        average = {key: 0.5 * average[key] + 0.5 * after[key] for key in names}
-    with session.averaged():
-        for key in names:
-            np.testing.assert_allclose(values(prepared)[key], average[key], atol=1e-6)
-    for key in names:
-        np.testing.assert_array_equal(values(prepared)[key], history[-1][key])
-    session.finalize()
-    for key in names:
-        np.testing.assert_allclose(values(prepared)[key], average[key], atol=1e-6)
-
-
-TWO_STAGES = (
-    "schedule.stages=[{name: head, epochs: 1}, {name: top, unfreeze: {last_blocks: 1}, epochs: 1, carry_slots: true}]",
-)
-
-
-def test_the_average_of_a_variable_starts_when_it_begins_to_train(tiny_config: Make) -> None:
-    prepared = prepare(tiny_config(*TWO_STAGES, "optimizer.ema=0.99"))
-    first = session_of(prepared, 0)
-    first.model.train_step(batch())
-    first.finalize()
-    second = session_of(prepared, 1, before=first)
-    before = values(prepared)
-    second.model.train_step(batch(1))
-    with second.averaged():
-        averaged = values(prepared)
-    for key in prepared.plan.stages[1].variables:
-        np.testing.assert_allclose(averaged[key], before[key], atol=0.02)
-
-
-# --- from stage to stage ---------------------------------------------------------------------------------------------
-
-
-def slots(session: Session) -> dict[str, np.ndarray]:
-    return {variable.path: np.array(variable.numpy()) for variable in session.optimizer.variables}
-
-
-def test_carried_slots_and_counter_go_on(tiny_config: Make) -> None:
-    prepared = prepare(tiny_config(*TWO_STAGES))
-    first = session_of(prepared, 0)
-    for number in range(3):
-        first.model.train_step(batch(number))
-    second = session_of(prepared, 1, before=first)
-    old, new = slots(first), slots(second)
-    kept = {path for path in old if not path.endswith("learning_rate")}
-    assert len([path for path in kept if "momentum" in path or "velocity" in path]) == 4
-    assert kept < set(new)
-    for path in kept:
-        np.testing.assert_array_equal(new[path], old[path])
-    assert int(second.optimizer.iterations) == 3
-    for path in set(new) - kept:
-        assert path.endswith("learning_rate") or not new[path].any()
-
-
-@pytest.mark.parametrize(
-    "change", ["schedule.stages.1.carry_slots=false", "schedule.stages.1.optimizer={name: sgd, learning_rate: 0.1}"]
-)
-def test_slots_start_anew_without_being_asked_or_with_another_optimizer(change: str, tiny_config: Make) -> None:
-    prepared = prepare(tiny_config(*TWO_STAGES, change))
-    first = session_of(prepared, 0)
-    first.model.train_step(batch())
-    second = session_of(prepared, 1, before=first)
-    assert int(second.optimizer.iterations) == 0
-    assert not any(value.any() for path, value in slots(second).items() if not path.endswith("learning_rate"))
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_schedule_starts_anew_where_the_counter_goes_on(accumulate: int, tiny_config: Make) -> None:
-    prepared = prepare(tiny_config(*TWO_STAGES, "optimizer.schedule.name=cosine", f"optimizer.accumulate={accumulate}"))
-    first = session_of(prepared, 0)
-    for number in range(6):
-        first.model.train_step(batch(number))
-    second = session_of(prepared, 1, before=first)
-    assert float(second.optimizer.learning_rate) == pytest.approx(1e-3)
-    for number in range(3):
-        second.model.train_step(batch(number))
-    assert float(second.optimizer.learning_rate) == pytest.approx(0.5e-3)
 
 
 def test_the_batch_norm_policy_moves_only_what_is_unfrozen(tiny_config: Make) -> None:

@@ -300,6 +300,18 @@ def _stage_rate(base: Any, peak: float, warmup: int, first_iteration: int) -> An
     return StageRate()
 
 
+def start_averages(optimizer: keras.optimizers.Optimizer) -> None:
+    """Let the averages of a built optimizer (EMA) start at the weights.
+
+    Keras makes them as zeros, and takes the weights in the first update: that of a variable which joins later is over,
+    and one that overflows in half precision is left out.
+    """
+    if optimizer.use_ema:
+        trained, averages = optimizer._trainable_variables, optimizer._model_variables_moving_average
+        for variable, average in zip(trained, averages, strict=True):
+            average.assign(variable)
+
+
 def carry_slots(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> int:
     """Copy the state of variables that trained before into a new optimizer of the same kind, already built.
 
@@ -309,9 +321,6 @@ def carry_slots(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer
     """
     theirs = {variable.path: variable for variable in old.variables}
     copied = 0
-    if new.use_ema:  # Keras starts an average at the first iteration, which is over
-        for trained, average in zip(new._trainable_variables, new._model_variables_moving_average, strict=True):
-            average.assign(trained)
     for variable in new.variables:
         source = theirs.get(variable.path)
         if source is not None and source.shape == variable.shape and not variable.path.endswith("learning_rate"):

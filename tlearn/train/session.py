@@ -15,7 +15,7 @@ from tlearn.config import Config, Precision, Stage
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.distribution import Devices
 from tlearn.train.losses import make_loss, make_metrics
-from tlearn.train.optimizers import build_optimizer, carry_slots, stage_optimizer
+from tlearn.train.optimizers import build_optimizer, carry_slots, stage_optimizer, start_averages
 from tlearn.train.plan import Plan, StagePlan
 
 
@@ -87,6 +87,7 @@ class Session:
         optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer) if scaled else self.optimizer
         self.model.compile(optimizer, loss, metrics=make_metrics(plan.outputs, plan.multi_label, len(plan.classes)))
         self.model.optimizer.build(self.model.trainable_variables)  # not ours but its wrapper under mixed_float16
+        start_averages(self.optimizer)
         targets = tf.one_hot([0], plan.outputs)
         logits = tf.zeros_like(targets)
         self.model.compute_loss(y=targets, y_pred=logits)
