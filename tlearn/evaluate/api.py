@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tlearn.config import CacheConfig, CacheMode, DataConfig
 from tlearn.errors import DataError, Problem, UserError, did_you_mean
-from tlearn.evaluate.evaluation import Evaluation, OnBatch, Outputs, compared, name_of, outputs_of, score
+from tlearn.evaluate.evaluation import Evaluation, OnBatch, Outputs, compared, judged, name_of, outputs_of, score
 from tlearn.evaluate.intervals import CONFIDENCE, RESAMPLES
 from tlearn.evaluate.probes import NEIGHBOURS, probe
 from tlearn.images import Columns, is_table
@@ -23,6 +23,7 @@ from tlearn.labelled import (
     split_of,
     table_columns,
 )
+from tlearn.words import counted
 
 if TYPE_CHECKING:
     from tlearn.network import Network
@@ -131,7 +132,7 @@ def evaluate_network(
         resamples=settings.resamples,
         mistakes=settings.mistakes,
     )
-    evaluation = replace(evaluation, notices=(*evaluation.notices, *notices))
+    evaluation = replace(evaluation, notices=(*evaluation.notices, *_not_judged(network), *notices))
     if against is None:
         return evaluation
     evaluation = replace(evaluation, notices=(*evaluation.notices, *_seen_in_training(network, against, data)))
@@ -156,7 +157,7 @@ def _fitting(images: Labelled, network: Network, settings: Settings) -> Labelled
         kinds = ("one class", "several labels")
         what = f"the images have {kinds[images.several]} each, {name_of(network)} gives {kinds[network.multi_label]}"
         raise UserError(Problem("classes", what, "evaluate on data of the same kind"))
-    return known_only(images, network.classes, network.wordnet, skip_unknown=settings.skip_unknown)
+    return known_only(images, judged(network), network.wordnet, skip_unknown=settings.skip_unknown)
 
 
 def _check_every_class(network: Network, images: Labelled, data: str | None, settings: Settings) -> None:
@@ -165,6 +166,15 @@ def _check_every_class(network: Network, images: Labelled, data: str | None, set
     if not settings.allow_missing:
         where = f"the {images.split} images" if data is None else data
         check_every_class(images, network.classes, network.wordnet, count=count, where=where)
+
+
+def _not_judged(network: Network) -> list[str]:
+    count = len(network.classes) - len(judged(network))
+    if not count:
+        return []
+    return [
+        f"{counted(count, 'output')} without a label in the run's data: not scored; the loss of training counts all"
+    ]
 
 
 def _outputs(network: Network, images: Labelled, settings: Settings, on_batch: OnBatch) -> Outputs:
@@ -258,5 +268,6 @@ def _as_config(network: Network, data: str, settings: Settings, max_pixels: int)
         image_column=columns.image or "path",
         label_column=columns.label or "label",
         split_column=columns.split,
+        label_separator=columns.separator,
         max_pixels=max_pixels,
     )

@@ -40,7 +40,7 @@ class Outputs:
 
     Attributes:
         network: what it is called.
-        classes: names of its outputs.
+        classes: names of its outputs, of those that are judged: see ``judged``.
         images: those that could be read.
         truth: int64 (n,), their outputs; or 0 and 1 (n, k) where an image may have several labels.
         logits: float64 (n, k), scores before softmax or sigmoid.
@@ -83,7 +83,7 @@ def outputs_of(
     batch_size: int = 32,
     on_batch: OnBatch = lambda what, stop, images, unreadable: None,
 ) -> Outputs:
-    """Run a network over labelled images whose classes it knows.
+    """Run a network over labelled images whose classes it knows; see ``judged`` for the outputs that are kept.
 
     Args:
         network: with a classifier.
@@ -108,18 +108,30 @@ def outputs_of(
         problems = [Problem(path, reason) for path, reason in unreadable[:_SHOWN]]
         raise DataError([*problems, Problem("images", "not one could be read")])
     scores_of_all = np.concatenate(logits).astype(np.float64)
+    classes = judged(network)
     if not np.isfinite(scores_of_all).all():
         fix = "its weights are damaged, or its training went wrong"
         raise UserError(Problem(name_of(network), "gives scores that are no finite numbers", fix))
     return Outputs(
         network=name_of(network),
-        classes=network.classes,
+        classes=classes,
         images=readable,
-        truth=truth_for(readable, network.classes, network.wordnet),
-        logits=scores_of_all,
+        truth=truth_for(readable, classes, network.wordnet),
+        logits=scores_of_all[:, : len(classes)],
         unreadable=tuple(unreadable),
         reading=network.reading,
     )
+
+
+def judged(network: Network) -> tuple[str, ...]:
+    """Names of the outputs that count, from the first on, as in training.
+
+    With several labels per image each output is a decision of its own, and those above the labels of the run's data
+    (``head.classes``) decide about nothing. With one label all compete: whoever takes an image for such a class errs.
+    """
+    if network.multi_label and network.run is not None:
+        return network.classes[: len(network.run.manifest["classes"])]
+    return network.classes
 
 
 def name_of(network: Network) -> str:
@@ -280,7 +292,11 @@ def score(
         threshold=threshold,
         confidence=confidence,
         resamples=bootstrap.resamples,
-        notices=(*outputs.images.notices, *_missing(classes), *_about_temperature(temperature, outputs, validation)),
+        notices=(
+            *outputs.images.notices,
+            *_missing(classes, several),
+            *_about_temperature(temperature, outputs, validation),
+        ),
     )
 
 
@@ -290,12 +306,13 @@ def _scaled(outputs: Outputs, validation: Outputs) -> Temperature:
     return Temperature(value, validation.images.split, len(validation.logits), after)
 
 
-def _missing(classes: tuple[ClassScores, ...]) -> list[str]:
+def _missing(classes: tuple[ClassScores, ...], several: bool) -> list[str]:
     names = [repr(scores.name) for scores in classes if not scores.support]
     if not names:
         return []
     shown = ", ".join(names[:_SHOWN]) + (f", ... ({len(names)} classes)" if len(names) > _SHOWN else "")
-    return [f"no image of {shown}: recall and F1 are not defined there, and averages are over the other classes"]
+    notice = f"no image of {shown}: recall and F1 are not defined there, and macro averages are over the other classes"
+    return [f"{notice}; scores of single decisions count them" if several else notice]
 
 
 def _about_temperature(found: Temperature | None, outputs: Outputs, validation: Outputs | None) -> list[str]:
