@@ -23,7 +23,7 @@ from tlearn.config import DataConfig
 from tlearn.data import Reading, Split, UnreadableImage
 from tlearn.data.decode import Excess, open_rgb
 from tlearn.data.folder import class_folders, walk
-from tlearn.data.source import stamp_of
+from tlearn.data.source import bytes_sample, stamp_of
 from tlearn.data.table import key_array
 from tlearn.data.tabular import EXTENSIONS as TABLES
 from tlearn.data.tabular import index_table, read_paths, table_header
@@ -166,6 +166,10 @@ class FileImages:
         for path, stamp in zip(self._paths, self.stamps(), strict=True):
             digest.update(os.path.abspath(path.as_py()) + f"\0{stamp}\n".encode())
         return digest.hexdigest()
+
+    def sample(self) -> str:
+        """A hash of the bytes of some files, see ``tlearn.data.source.bytes_sample``."""
+        return bytes_sample(len(self), self.name)
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> FileImages:

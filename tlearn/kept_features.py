@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from tlearn.config import CacheConfig, CacheMode, Config, FeatureType, Pooling, PrefixEngine
 from tlearn.data import fingerprint
-from tlearn.data.source import place_of
+from tlearn.data.source import place_of, sample
 from tlearn.images import FileImages
 from tlearn.labelled import Labelled
-from tlearn.train.feature_arrays import Features, Layout
+from tlearn.train.feature_arrays import Contents, Features, Layout
 from tlearn.train.feature_cache import FeatureCache, cache_folder
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class KeptFeatures:
     Attributes:
         store: the cache; None: nothing is kept.
         key, layout, about: of the entry.
+        contents: of the images, as far as they were read.
         where: says where the images come from, for people; it may take a while.
         writable: whether what verbs compute may be put there.
     """
@@ -53,18 +54,19 @@ class KeptFeatures:
     key: str = ""
     layout: Layout = field(default_factory=lambda: Layout(0, (), "float32"))
     about: str = ""
+    contents: Contents = field(default_factory=dict)
     where: Callable[[], str] = str
     writable: bool = True
 
     def open(self) -> Features | None:
         """The entry, to be closed; None where there is none."""
-        return None if self.store is None else self.store.open(self.key, self.layout)
+        return None if self.store is None else self.store.open(self.key, self.layout, self.contents)
 
     def write(self, values: Iterable[NDArray[np.float32]]) -> None:
         """Keep the features of all images, (..., *shape) at a time, where there is room."""
         if self.store is None or not self.writable:
             return
-        writing = self.store.writing(self.key, self.layout, self.about, where=self.where())
+        writing = self.store.writing(self.key, self.layout, self.about, where=self.where(), contents=self.contents)
         with contextlib.suppress(OSError), writing as writer:
             if writer is not None:
                 for chunk in values:
@@ -96,6 +98,8 @@ def kept_features(
     kept = dict.fromkeys(tensors, KeptFeatures())
     if cache is None or known is None:  # None: images that cannot be told from others
         return kept
+    some = _sample(images)
+    contents = {"sample": some} if some else {}
     store, engine = FeatureCache(cache_folder(cache), cache.max_gb * 1e9, _say), engine_of(network)
     for name, asked in tensors.items():
         tensor = _as_in_training(asked)
@@ -106,7 +110,8 @@ def kept_features(
         layout = Layout(len(images), (shape,), (dtype or cache.dtype).value)
         key = feature_key(known, network.reading, prefix_hash(frontier), layout, engine, augment=None, seed=0)
         about = f"{network.backbone.spec.name} {network.backbone.image_size} px, {_about(images)}: {name}"
-        kept[name] = KeptFeatures(store, key, layout, about, partial(_where, images), engine is not PrefixEngine.xla)
+        writable = engine is not PrefixEngine.xla
+        kept[name] = KeptFeatures(store, key, layout, about, contents, partial(_where, images), writable)
     return kept
 
 
@@ -118,6 +123,10 @@ def _fingerprint(images: FileImages | Labelled) -> str | None:
     if isinstance(images, Labelled):
         return fingerprint(images.source, images.rows)
     return images.fingerprint()
+
+
+def _sample(images: FileImages | Labelled) -> str:
+    return sample(images.source, images.rows) if isinstance(images, Labelled) else images.sample()
 
 
 def _about(images: FileImages | Labelled) -> str:

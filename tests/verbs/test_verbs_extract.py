@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import tlearn
 from tests.verbs.conftest import train
@@ -212,6 +213,26 @@ def test_each_layer_is_computed_once(
     assert not said["cached"], "other weights give other features"
     os.utime(pictures / "ant" / "3.png", ns=(1, 1))
     extract("changed.npz", "conv_pw_3", cached=False)
+
+
+def test_other_images_of_the_same_names_sizes_and_times(
+    network: tlearn.Network, cache: CacheConfig, tmp_path: Path
+) -> None:
+    """As archives and build systems leave them, which give all files one time."""
+    random = np.random.default_rng(1)
+
+    def extract(output: str) -> np.ndarray:
+        for index in range(3):
+            file = tmp_path / f"{index}.bmp"
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+            os.utime(file, (1, 1))
+        said = extract_features(network, find_images([tmp_path]), output, cache=cache, progress=False)
+        assert not said["cached"]
+        features: np.ndarray = np.load(output)
+        return features
+
+    assert (extract("one.npy") != extract("other.npy")).any()
+    assert len(FeatureCache(cache_folder(cache)).entries()) == 1, "what was of other images is gone"
 
 
 def test_what_is_kept_has_its_bounds(network: tlearn.Network, pictures: Path, cache: CacheConfig) -> None:

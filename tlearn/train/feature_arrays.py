@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -95,16 +95,23 @@ def _own_memory(shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(pages, np.float32, size // 4).reshape(shape)
 
 
+Contents = Mapping[str, str]
+"""Hashes of the bytes of images' files, by what was read of them; those that are known twice must be equal."""
+
+NOT_KNOWN: Contents = {}
+
+
 class Damaged(Exception):
     """An entry is not what was written, or was made of other images; which of its files, and why."""
 
 
-def open_arrays(folder: Path, layout: Layout, contents: str = "") -> list[np.ndarray]:
+def open_arrays(folder: Path, layout: Layout, contents: Contents = NOT_KNOWN) -> list[np.ndarray]:
     """Map the arrays of an entry. Raises Damaged, also where it is known to be of other ``contents``."""
     meta = read_meta(folder)
     if meta is None or layout_of(meta) != layout or len(meta["crc32"]) != len(layout.shapes):
         raise Damaged(f"{META} does not describe them")
-    if contents and meta.get("contents", "") not in ("", contents):
+    written = meta.get("contents")
+    if isinstance(written, dict) and any(written.get(kind, value) != value for kind, value in contents.items()):
         raise Damaged("they are of files with other bytes")
     arrays: list[np.ndarray] = []
     for index, (shape, size, crc) in enumerate(zip(layout.shapes, layout.array_bytes, meta["crc32"], strict=True)):
@@ -184,7 +191,7 @@ class Writer:
             file.write(data)
         self._rows += len(tensors[0])
 
-    def finish(self, folder: Path, **about: str) -> None:
+    def finish(self, folder: Path, **about: Any) -> None:
         """Make the files durable and describe them, also in words. Raises RuntimeError when rows are missing."""
         if self._rows != self._layout.rows:
             raise RuntimeError(f"{self._rows} of {self._layout.rows} rows were written")

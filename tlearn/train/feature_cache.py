@@ -35,6 +35,8 @@ from tlearn.config import CacheConfig
 from tlearn.errors import visible
 from tlearn.train.feature_arrays import (
     META,
+    NOT_KNOWN,
+    Contents,
     Damaged,
     Features,
     Layout,
@@ -127,14 +129,14 @@ class FeatureCache:
         metas = (read_meta(path) for path in self._folders(partial=False)) if images else ()
         return any(meta is not None and meta.get("images") == images for meta in metas)
 
-    def open(self, key: str, layout: Layout, contents: str = "") -> Features | None:
+    def open(self, key: str, layout: Layout, contents: Contents = NOT_KNOWN) -> Features | None:
         """The entry, verified; None when there is none. A damaged one is deleted: those who read it keep their files.
 
         It works in a folder that cannot be written to.
 
         Args:
             key, layout: of the entry.
-            contents: hash of the bytes of the images. An entry made of others is deleted too, where both are known.
+            contents: of the images. An entry made of others is deleted too, where both are known.
         """
         path, give_up = self.folder / key, time.monotonic() + _OPENING_SECONDS
         while (lock := _lock(path, fcntl.LOCK_SH)) is None:
@@ -162,7 +164,7 @@ class FeatureCache:
         *,
         images: str = "",
         where: str = "",
-        contents: str = "",
+        contents: Contents = NOT_KNOWN,
     ) -> Iterator[Writer | None]:
         """Write an entry; it is published when the block ends without an exception.
 
@@ -173,7 +175,7 @@ class FeatureCache:
             while_waiting: called again and again while another process writes the same entry.
             images: hash of the images, for ``has_features_of``.
             where: where they come from, for people.
-            contents: hash of their bytes, for ``open``; empty: not known.
+            contents: of them, for ``open``.
 
         Yields:
             The writer; None when another process has written the entry in the meantime.
@@ -193,7 +195,7 @@ class FeatureCache:
             with contextlib.closing(Writer(partial, layout)) as writer:
                 writer.reserve()
                 yield writer
-                writer.finish(partial, about=about, images=images, where=where, contents=contents)
+                writer.finish(partial, about=about, images=images, where=where, contents=dict(contents))
             if _discard(self.folder / key):  # what is there has no description or no lock: it is no entry
                 self._say(f"incomplete features in {self.folder / key}: made anew")
             partial.rename(self.folder / key)

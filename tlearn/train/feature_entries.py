@@ -8,9 +8,10 @@ from typing import Any
 
 from tlearn.config import Config
 from tlearn.data import Data, Reading, fingerprint
+from tlearn.data.source import sample
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.engine import planned_engine
-from tlearn.train.feature_arrays import Layout
+from tlearn.train.feature_arrays import Contents, Layout
 from tlearn.train.feature_key import feature_key, prefix_hash
 from tlearn.train.feature_plan import is_augmented, layouts_of, tensor_names
 from tlearn.train.frontier import Frontier, find_frontier
@@ -25,7 +26,7 @@ class Wanted:
         split: whose images it is about, ``train`` or ``val``.
         key, layout, about: of the entry.
         tensors: the frontier, which it holds.
-        contents: hash of the bytes of the images' files; empty where they were not read as a whole.
+        contents: of the images' files, as far as they were read.
     """
 
     split: str
@@ -33,7 +34,7 @@ class Wanted:
     layout: Layout
     tensors: tuple[Any, ...]
     about: str
-    contents: str
+    contents: Contents
 
 
 class FeatureEntries:
@@ -91,6 +92,10 @@ class FeatureEntries:
         return {split: fingerprint(self._data.source, self.rows(split)) for split in ("train", "val")}
 
     @cached_property
-    def _contents(self) -> dict[str, str]:
-        """Of the files of both splits, as the check has read them: names, sizes and times alone can deceive."""
-        return {split: self._data.report.contents_hash(self.rows(split)) for split in ("train", "val")}
+    def _contents(self) -> dict[str, Contents]:
+        """Of the files of both splits: names, sizes and times alone can deceive."""
+        return {split: self._contents_of(self.rows(split)) for split in ("train", "val")}
+
+    def _contents_of(self, rows: Any) -> Contents:
+        found = {"sample": sample(self._data.source, rows), "whole": self._data.report.contents_hash(rows)}
+        return {kind: value for kind, value in found.items() if value}

@@ -261,9 +261,15 @@ class FeatureMaker:
         with contextlib.ExitStack() as stack:
             writers = []
             for entry in sorted(entries, key=lambda entry: entry.key):
-                about = {"about": entry.about, "where": place_of(self._data.source)}
-                about |= {"images": images, "contents": entry.contents}
-                writing = self._cache.writing(entry.key, entry.layout, while_waiting=while_waiting, **about)
+                writing = self._cache.writing(
+                    entry.key,
+                    entry.layout,
+                    entry.about,
+                    while_waiting,
+                    images=images,
+                    where=place_of(self._data.source),
+                    contents=entry.contents,
+                )
                 writer = stack.enter_context(writing)
                 if writer is not None:
                     writers.append((entry, writer))
