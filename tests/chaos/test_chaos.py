@@ -83,6 +83,9 @@ RUNS = {
 }
 
 
+STOPPED = 3  # exit status of a run that was asked to
+
+
 class Zygote:
     """Starts runs quickly."""
 
@@ -161,18 +164,20 @@ def kill_moments(moments: random.Random, seconds: float) -> Iterator[dict[str, A
     """When, or where, one attempt after the other is killed: all kinds in turn, in an order of chance."""
     yield {"at": ("features", moments.randint(1, 5)), "after": 1.2 * seconds}  # later they are there already
     while True:
-        places = ["time", "time", "time", "write", "before rename", "after rename", "features", "end"]
+        places = ["time", "time", "time", "write", "before rename", "after rename", "features", "validation", "end"]
         moments.shuffle(places)
-        for place in places:
+        at = places.index("validation") + 1  # the state has no record of an epoch that the next attempt writes
+        for place in [*places[:at], "epoch", *places[at:]]:
             after = moments.uniform(0.1, 0.95) * seconds
             if place == "time":
                 yield {"after": after}
             else:  # which may lie behind it already
-                yield {"at": (place, moments.randint(1, 3 if place == "features" else 12)), "after": 1.2 * seconds}
+                most = {"features": 3, "validation": 2, "epoch": 1}.get(place, 12)
+                yield {"at": (place, moments.randint(1, most)), "after": 1.2 * seconds}
 
 
 def torment(zygote: Zygote, overrides: tuple[str, ...], kills: int, seed: int, folder: Path) -> Counter[str]:
-    """Kill runs of a config until there were so many kills; hold each that ends against one left alone.
+    """Kill runs of a config until there were so many kills, or stops; hold each that ends against one left alone.
 
     Returns:
         How many kills there were, by place.
@@ -199,7 +204,7 @@ def torment(zygote: Zygote, overrides: tuple[str, ...], kills: int, seed: int, f
         assert attempts < 4 * kills, f"hardly any attempt is killed in time: {done}"
         run, kill = folder / f"run-{number}", next(kinds)
         status, lived = zygote.run(arguments(run), log, **kill)
-        assert status in (0, -signal.SIGKILL), log.read_text()
+        assert status in (0, -signal.SIGKILL, STOPPED), log.read_text()
         if status != 0:
             done[kill["at"][0] if "at" in kill and lived < kill["after"] else "time"] += 1
         if (run / "summary.json").is_file():
@@ -215,6 +220,17 @@ def torment(zygote: Zygote, overrides: tuple[str, ...], kills: int, seed: int, f
     print(f"seed {seed}: {sum(done.values())} kills, {dict(done)}, {number + 1} runs, {attempts} attempts")
     assert done["time"]
     return done
+
+
+def test_stopped_in_a_validation_and_killed_after_it(zygote: Zygote, tmp_path: Path) -> None:
+    """The state has steps of an epoch, and not its record: a second resumption must not find that already there."""
+    log, run = tmp_path / "log.txt", tmp_path / "run"
+    config = [*BASE, *RUNS["cached head"]]
+    assert zygote.run([*config, f"run_dir={tmp_path / 'whole'}"], log)[0] == 0, log.read_text()
+    assert zygote.run([*config, f"run_dir={run}"], log, at=("validation", 2))[0] == STOPPED, log.read_text()
+    assert zygote.run([f"resume={run}"], log, at=("epoch", 1))[0] == -signal.SIGKILL, log.read_text()
+    assert zygote.run([f"resume={run}"], log)[0] == 0, log.read_text()
+    assert_same(result(run), result(tmp_path / "whole"))
 
 
 def test_killed_four_times(zygote: Zygote, tmp_path: Path) -> None:

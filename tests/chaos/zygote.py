@@ -5,7 +5,8 @@ It reads a request a line, JSON, and answers with a line when the run has ended 
     {"arguments": [...], "log": FILE, "after": SECONDS or null, "at": [PLACE, COUNT] or null}
     {"status": exit status, or minus the number of the signal, "seconds": how long it took}
 
-``after`` kills from outside, ``at`` from inside: SIGKILL to itself at the so-manieth passage of a place.
+``after`` kills from outside, ``at`` from inside: SIGKILL to itself at the so-manieth passage of a place. At the place
+``validation`` it is SIGTERM, and the run ends with the status of one that was stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import tensorflow  # noqa: F401
 from tensorboard.plugins.hparams import api as _  # noqa: F401
 
 from tlearn.compose import load_config
-from tlearn.train import api, command, feature_cache, report, trainer  # noqa: F401
+from tlearn.train import api, command, feature_cache, recorder, report, trainer  # noqa: F401
 
 
 def main() -> None:
@@ -134,6 +135,26 @@ def making_features(count: int) -> None:
     counted(feature_cache.Writer, "append", count, some)
 
 
+def in_a_validation(count: int) -> None:
+    """Not killed but asked to stop, when the images of a validation are wanted: it is left, and saved as due."""
+
+    def asked(original: Any, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    counted(trainer.Trainer, "_validate", count, asked)
+
+
+def after_an_epoch(count: int) -> None:
+    """An epoch is recorded, and no state has been saved since."""
+
+    def recorded(original: Any, *args: Any) -> NoReturn:
+        original(*args)
+        die()
+
+    counted(recorder.Recorder, "epoch", count, recorded)
+
+
 def at_the_end(count: int) -> None:
     """In the final evaluation, or while the model and the report are written: so many hundredths of a second later."""
 
@@ -149,6 +170,8 @@ PLACES = {
     "before rename": before_a_rename,
     "after rename": after_a_rename,
     "features": making_features,
+    "validation": in_a_validation,
+    "epoch": after_an_epoch,
     "end": at_the_end,
 }
 

@@ -20,6 +20,7 @@ from tlearn.train import checkpoint
 from tlearn.train.api import fit, open_run, resume
 from tlearn.train.command import main
 from tlearn.train.memory import OutOfMemory, memory_guard
+from tlearn.train.recorder import Recorder
 from tlearn.train.run import Run
 from tlearn.train.stopping import NumericalFault, Pruned, Stopped, resume_command
 
@@ -117,6 +118,40 @@ def test_stopped_where_no_steps_are_run(
     assert facts(run) == facts(whole)
     assert points(run) == points(whole)
     assert run.status["status"] == "finished"
+
+
+class Killed(BaseException):
+    """Ends a run at once: nothing of it is caught, saved or tidied up."""
+
+
+@pytest.mark.parametrize("every", [5, 6], ids=["without a step record of the same step", "with one"])
+def test_killed_after_a_validation_that_was_due(
+    every: int, whole: Run, tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in a validation, and killed when it was done and recorded: it is done again, and recorded once."""
+    config = tiny_config(*SMALL, f"log.every={every}", f"run_dir={tmp_path / 'run'}")
+    with monkeypatch.context() as patch:
+        stop = stop_inside(patch, "tlearn.train.validation.stoppable", 2)
+        with pytest.raises(Stopped):
+            fit(config, should_stop=stop)
+    with monkeypatch.context() as patch:
+        recorded = Recorder.epoch
+
+        def dies(*arguments: Any) -> None:
+            recorded(*arguments)
+            raise Killed
+
+        patch.setattr(Recorder, "epoch", dies)
+        with pytest.raises(Killed):
+            resume(tmp_path / "run")
+    run = resume(tmp_path / "run")
+    recorded_steps = [record["step"] for record in run.metrics if record["event"] == "step"]
+    assert recorded_steps == {5: [5, 10, 5], 6: [6, 12, 6]}[every]
+    assert [record["global_step"] for record in run.epochs()] == [6, 12, 18, 21]
+    assert len(set(points(run))) == len(points(run))
+    if every == 5:  # as the run that was left alone
+        assert facts(run) == facts(whole)
+        assert points(run) == points(whole)
 
 
 def test_event_files_hold_every_point_once(whole: Run, tmp_path: Path) -> None:

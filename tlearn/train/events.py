@@ -12,18 +12,18 @@ from pathlib import Path
 from tlearn.train.checkpoint import write_atomic
 
 
-def drop_events(folder: Path, after: int) -> None:
-    """Drop the events after a step, each file replaced as a whole; those of step 0 too where nothing was run yet.
+def drop_events(folder: Path, first: int) -> None:
+    """Drop the events from a step on, each file replaced as a whole.
 
     Args:
         folder: searched at any depth.
-        after: global step that is kept.
+        first: global step that is dropped, with all later ones.
     """
     for path in sorted(folder.rglob("*tfevents*")):
-        _rewrite(path, after)
+        _rewrite(path, first)
 
 
-def _rewrite(path: Path, after: int) -> None:
+def _rewrite(path: Path, first: int) -> None:
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -34,7 +34,7 @@ def _rewrite(path: Path, after: int) -> None:
         event = Event.FromString(record)
         if event.HasField("file_version"):
             writer.write(record)
-        elif event.step <= after and after:
+        elif event.step < first:
             writer.write(record)
             kept += 1
         else:

@@ -113,7 +113,7 @@ class TensorBoardLog:
                 tf.summary.scalar(name, value)
 
     def go_back(self, step: int) -> None:
-        """Forget what was written after a global step, or at the end of the run: it will be written again."""
+        """Forget what was written from a global step on, or at the end of the run: it will be written again."""
         self.close()
         for split in _AT_THE_END:
             shutil.rmtree(self._run.tensorboard / split, ignore_errors=True)

@@ -41,16 +41,20 @@ class Recorder:
         self._saved_at = time.monotonic()
 
     def steps(self, stage: StagePlan, progress: Progress, logs: Logs) -> None:
-        """Record training metrics, running means of the epoch so far, where they are due at this step."""
+        """Record training metrics, running means of the epoch so far, where they are due at this step.
+
+        The point at the end of an epoch is left to the epoch: what of it is in the event files is then there as a
+        whole, or not at all.
+        """
         if progress.step % self._config.log.every == 0:
             self._record("step", stage, progress, **logs)
-            self.board.scalars("train", logs, progress.global_step)
+            if progress.step % self._plan.steps_per_epoch and progress.step < stage.steps:
+                self.board.scalars("train", logs, progress.global_step)
 
     def epoch(self, stage: StagePlan, progress: Progress, training: Logs, validation: Logs) -> None:
         """Record the metrics of an epoch; ``progress`` has both splits' under the names of ``metrics.jsonl``."""
         self._record("epoch", stage, progress, **progress.metrics, seconds=round(progress.seconds, 3))
-        if progress.step % self._config.log.every:  # else it has this point already
-            self.board.scalars("train", training, progress.global_step)
+        self.board.scalars("train", training, progress.global_step)
         self.board.scalars("val", validation, progress.global_step)
         self.board.flush()
 
@@ -58,10 +62,14 @@ class Recorder:
         epoch = self._plan.epoch(stage, progress.step)
         self._metrics.write(event, stage.name, epoch, progress.step, progress.global_step, **values)
 
-    def go_back(self, global_step: int) -> None:
-        """Drop what was recorded after a step: it will be recorded again."""
-        self._run.truncate_metrics(global_step)
-        self.board.go_back(global_step)
+    def go_back(self, progress: Progress) -> None:
+        """Drop what was recorded after a state was saved: it will be recorded again.
+
+        Where a validation is due, an earlier process may have done it, and recorded the epoch, after that state.
+        """
+        step, due = progress.global_step, progress.validation_due
+        self._run.truncate_metrics(step, validation_due=due)
+        self.board.go_back(step if due or step == 0 else step + 1)
 
     # --- states and weights ------------------------------------------------------------------------------------------
 

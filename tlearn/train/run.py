@@ -260,9 +260,13 @@ class Run:
         """The records of finished epochs."""
         return [record for record in self.metrics if record["event"] == "epoch"]
 
-    def truncate_metrics(self, global_step: int) -> None:
-        """Drop the records after a step: a resumed run writes them again."""
-        kept = [json.dumps(record) + "\n" for record in self.metrics if record["global_step"] <= global_step]
+    def truncate_metrics(self, global_step: int, *, validation_due: bool) -> None:
+        """Drop the records after a step, and that of an epoch it ends where it is validated again: all come again."""
+        kept = [
+            json.dumps(record) + "\n"
+            for record in self.metrics
+            if record["global_step"] <= global_step - (validation_due and record["event"] == "epoch")
+        ]
         write_atomic(self.metrics_file, "".join(kept).encode())
 
     def model(self) -> keras.Model:

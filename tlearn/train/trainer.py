@@ -135,7 +135,7 @@ class Trainer:
         if found is not None:
             self._saved_state, progress = found
             self._progress = Progress(**progress)
-        self._recorder.go_back(self._progress.global_step)
+        self._recorder.go_back(self._progress)
         self._terminal.print(f"goes on after step {self._progress.global_step} of {self._plan.steps}")
 
     def _latest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -169,7 +169,7 @@ class Trainer:
         self._progress = failed.back_to(Progress(**saved), settings.factor)
         step, count = self._progress.global_step, f"{failed.rollbacks + 1} of at most {settings.most}"
         self._terminal.print(f"{fault}: back to step {step}, with {settings.factor:g} times the rate ({count})")
-        self._recorder.go_back(step)
+        self._recorder.go_back(self._progress)
         self._recorder.save(self._saved_state, self._progress)  # killed from here on, the run remembers
 
     def _finish(self) -> dict[str, Any]:
