@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tlearn.feature_file import Partial
-    from tlearn.images import FileImages
+    from tlearn.images import Columns, FileImages
     from tlearn.kept_features import KeptFeatures
     from tlearn.labelled import Labelled
     from tlearn.layers import Layer
@@ -51,10 +51,11 @@ Write what a layer makes of images to a file, with their paths and labels.
 
 Without --layer: the last feature map, averaged over positions. A layer is named as python -m tlearn.backbones NAME
 lists it: by name, block or index; where a block has the name of a layer, block:NAME is the block. Class folders give
-labels, and so does a table. The end of the output's name says the format: .npz, .npy (one layer; paths and labels in
-a .paths.csv beside it), .parquet or .h5. Stopped or killed, the same command goes on where it was. Features lie in the
-cache that training fills, so that the same ones are computed once: --no-cache goes without. Images that cannot be read
-are left out and listed. Exit status: 0; 2 when no image could be read, or for a mistake in the arguments.
+labels, and so does a table that has them; of a run on a table the columns are known. The end of the output's name says
+the format: .npz, .npy (one layer; paths and labels in a .paths.csv beside it), .parquet or .h5. Stopped or killed, the
+same command goes on where it was. Features lie in the cache that training fills, so that the same ones are computed
+once: --no-cache goes without. Images that cannot be read are left out and listed. Exit status: 0; 2 when no image could
+be read, or for a mistake in the arguments.
 """
 
 
@@ -82,8 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    from tlearn.images import images_of
-
     check_writable(arguments.output)
     open_network, paths = network_and_paths(
         arguments, include_top=arguments.include_top, needs_images=arguments.split is None
@@ -92,9 +91,12 @@ def _command(arguments: argparse.Namespace) -> int:
         raise UserError(
             Problem("--include-top", "without --backbone", "the layers of a run's head can be named as they are")
         )
+    columns = columns_of(arguments)
+    columns.check(paths)
     network: Network | Callable[[], Network] = open_network
     if arguments.split is None:
-        images: FileImages | Labelled = images_of(paths, columns_of(arguments), labels=True)
+        run = arguments.paths[0] if arguments.backbone is None else None
+        images: FileImages | Labelled = _images_of(paths, columns, run)
     else:
         network = open_network()
         images = _split_of(network, arguments.split, paths)
@@ -116,6 +118,33 @@ def _command(arguments: argparse.Namespace) -> int:
     seconds = round(time.monotonic() - started, 1)
     print(json.dumps({"output": arguments.output, **extracted, "unreadable": len(unreadable), "seconds": seconds}))
     return OK
+
+
+def _images_of(paths: Sequence[str], given: Columns, run: str | None) -> FileImages:
+    """Images with their labels. Of a table they are as the run's own; bad ones that nobody asked for are left out."""
+    from tlearn.images import images_of, is_table
+
+    if not any(map(is_table, paths)):
+        return images_of(paths, given, labels=True)
+    columns = given if run is None else _columns_of_run(run, given)
+    try:
+        return images_of(paths, columns, labels=True)
+    except DataError as error:
+        if given.label is not None or given.separator is not None:
+            raise
+        images = images_of(paths, columns, labels=False)  # raises as well, unless it is the labels that are bad
+        bad = error.problems[0]
+        print(visible(f"note: no labels are written: {bad.where}: {bad.what}"), file=sys.stderr)
+        return images
+
+
+def _columns_of_run(run: str, given: Columns) -> Columns:
+    from tlearn.labelled import table_columns
+    from tlearn.opening import check_run
+    from tlearn.train.run import Run
+
+    check_run(run)
+    return table_columns(Run.open(run).config.data, given)
 
 
 def _split_of(network: Network, split: str, paths: Sequence[str]) -> Labelled:

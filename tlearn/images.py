@@ -212,6 +212,20 @@ class Columns:
     split: str | None = None
     separator: str | None = None
 
+    def check(self, paths: Iterable[str]) -> None:
+        """Raises UserError when something is said of a table, and no table is among the paths."""
+        said = {
+            "--root": self.root,
+            "--image-column": self.image,
+            "--label-column": self.label,
+            "--split-column": self.split,
+            "--label-separator": self.separator,
+        }
+        given = [option for option, value in said.items() if value is not None]
+        if given and not any(map(is_table, paths)):
+            what = "said of a table of images, and no table is given"
+            raise UserError(Problem(", ".join(given), what, f"name a table ({' '.join(TABLES)}), or leave it out"))
+
 
 def images_of(paths: Sequence[str], columns: Columns, *, labels: bool) -> FileImages:
     """Images of files and folders, see ``find_images``, or of one table, see ``read_table``. Raises UserError."""

@@ -164,7 +164,7 @@ def _source(path: str, columns: Columns, max_pixels: int, several: bool) -> File
             image_column=columns.image or "path",
             label_column=columns.label or "label",
             split_column=columns.split,
-            label_separator=(columns.separator or "|") if several else None,
+            label_separator=columns.separator or ("|" if several else None),
             max_pixels=max_pixels,
         )
     if several:

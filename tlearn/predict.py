@@ -116,7 +116,9 @@ def predict_files(
     from tlearn.images import Columns, images_of
     from tlearn.train.console import Terminal
 
-    images = images_of(paths, columns or Columns(), labels=False)
+    columns = columns or Columns()
+    columns.check(paths)
+    images = images_of(paths, columns, labels=False)
     network = open_network()
     terminal = Terminal(progress and (output is not None or not sys.stdout.isatty()))
     unreadable: list[tuple[str, str]] = []

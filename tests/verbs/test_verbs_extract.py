@@ -143,6 +143,50 @@ def test_a_table_without_labels(digits_run: Path, pictures: Path, capsys: pytest
     assert "--label-column" in capsys.readouterr().err
 
 
+def test_labels_of_a_table_are_those_of_the_run(labels_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(labels_run), str(labels_run.parent / "table.csv"), "-o", "f.npz"]) == 0
+    with np.load("f.npz") as file:
+        assert file["classes"].tolist() == ["green", "red"]
+        assert file["labels"].tolist() == [[1, 1], [1, 0], [0, 0]] * 4
+    assert "note" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["ant", "", ""], "column 'label', row 2: an empty label (2 such rows)"),
+        ([str(row) for row in range(100)], "all 100 labels are different"),
+    ],
+)
+def test_bad_labels_that_nobody_asked_for_are_left_out(
+    labels: list[str], says: str, digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"ant/{index % 5}.png,{label}" for index, label in enumerate(labels)]
+    (pictures / "table.csv").write_text("\n".join(["path,label", *rows]))
+    arguments = [str(digits_run), str(pictures / "table.csv"), "-o", "f.npz"]
+    assert main([*arguments, "--label-column", "label"]) == 2
+    assert says in capsys.readouterr().err
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == len(rows)
+    assert "note: no labels are written: " in captured.err
+    assert says in captured.err
+    with np.load("f.npz") as file:
+        assert file["classes"].tolist() == []
+    (pictures / "table.csv").write_text("path,label\n,ant\n")
+    assert main([*arguments, "--overwrite"]) == 2
+    assert "an empty path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", ["--split=train", "{pictures}"])
+def test_columns_are_for_tables(
+    images: str, digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(digits_run), images.format(pictures=pictures), "--root", "/nope", "--label-column", "zzz"]
+    assert main([*arguments, "-o", "f.npz"]) == 2
+    assert "--root, --label-column: said of a table of images, and no table is given" in capsys.readouterr().err
+
+
 def test_unreadable_images_are_left_out(digits_run: Path, unreadable: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(digits_run), str(unreadable), "-o", "f.npz", "--batch-size", "2"]) == 0
     captured = capsys.readouterr()

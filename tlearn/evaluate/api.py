@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from tlearn.config import CacheConfig, CacheMode, DataConfig
 from tlearn.errors import DataError, Problem, UserError, did_you_mean
-from tlearn.evaluate.evaluation import Evaluation, OnBatch, Outputs, compared, judged, name_of, outputs_of, score
+from tlearn.evaluate.evaluation import (
+    THRESHOLD,
+    Evaluation,
+    OnBatch,
+    Outputs,
+    compared,
+    judged,
+    name_of,
+    outputs_of,
+    score,
+)
 from tlearn.evaluate.intervals import CONFIDENCE, RESAMPLES
 from tlearn.evaluate.probes import NEIGHBOURS, probe
 from tlearn.images import Columns, is_table
@@ -39,11 +49,11 @@ class Settings:
     Attributes:
         split: ``train``, ``val`` or ``test``; None: a run's ``val``, all images of other data.
         method: ``classifier``: the network's own; ``knn`` and ``linear``: its features, see ``tlearn.evaluate.probes``.
-        columns: of a table of images.
+        columns: of a table of images; without one, nothing may be said of it.
         skip_unknown: leave out images of classes that the network does not know, instead of raising.
         allow_missing: evaluate although there is no image of some class, instead of raising.
         temperature: fit temperature scaling to a run's validation images.
-        threshold: probability from which on a label is given, where images may have several.
+        threshold: probability from which on a label is given, where images may have several; None: 0.5.
         confidence, resamples: of the intervals.
         mistakes: how many of the most confident ones are kept.
         neighbours: k of ``knn``.
@@ -58,7 +68,7 @@ class Settings:
     skip_unknown: bool = False
     allow_missing: bool = False
     temperature: bool = True
-    threshold: float = 0.5
+    threshold: float | None = None
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
     mistakes: int = 24
@@ -83,7 +93,7 @@ class Settings:
             if value is not None and value not in known:
                 problems.append(Problem(f"--{name}", f"is {value!r}", did_you_mean(value, known)))
         for name, share in (("confidence", self.confidence), ("threshold", self.threshold)):
-            if not 0 < share < 1:
+            if share is not None and not 0 < share < 1:
                 problems.append(Problem(f"--{name}", f"is a share between 0 and 1, got {share}"))
         if problems:
             raise UserError(problems)
@@ -110,6 +120,10 @@ def evaluate_network(
         UserError, DataError: everything a user can mend.
     """
     settings.check()
+    settings.columns.check([] if data is None else [data])
+    if settings.threshold is not None and (settings.method != "classifier" or not network.multi_label):
+        what = "is for several labels per image, and one class is given to each here: the most probable"
+        raise UserError(Problem("--threshold", what, "leave it out"))
     if data is None and network.run is None:
         raise UserError(Problem("--data", "a backbone has no images of its own", "--data FOLDER or TABLE names some"))
     if settings.method != "classifier":
@@ -127,7 +141,7 @@ def evaluate_network(
     evaluation = score(
         outputs,
         validation=validation,
-        threshold=settings.threshold,
+        threshold=THRESHOLD if settings.threshold is None else settings.threshold,
         confidence=settings.confidence,
         resamples=settings.resamples,
         mistakes=settings.mistakes,

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier evaluation")
     parser.add_argument("--mistakes", type=int, default=24, metavar="N", help="most confident ones kept; default: 24")
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="P", help="several labels; default: 0.5")
+    parser.add_argument("--threshold", type=float, metavar="P", help="several labels; default: 0.5")
     parser.add_argument("--no-temperature", action="store_true", help="without temperature scaling: one pass less")
     parser.add_argument("--confidence", type=float, default=0.95, metavar="C", help="of intervals; default: 0.95")
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap; default: 1000")
@@ -82,6 +82,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     settings.check()
+    settings.columns.check([] if arguments.data is None else [arguments.data])
     opener, paths = network_and_paths(arguments, include_top=settings.method == "classifier", needs_images=False)
     if paths:
         raise UserError(

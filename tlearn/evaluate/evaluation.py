@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 OnBatch = Callable[[str, int, int, int], None]
 """Called with what is read, how many images of it are done, how many there are, and how many were unreadable."""
 
+THRESHOLD = 0.5
+"""Probability from which on a label is given, unless another is named."""
+
 _SHOWN = 20
 
 
@@ -255,7 +258,7 @@ def score(
     outputs: Outputs,
     *,
     validation: Outputs | None = None,
-    threshold: float = 0.5,
+    threshold: float = THRESHOLD,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     mistakes: int = 24,
