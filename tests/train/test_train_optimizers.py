@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.train.test_train_pieces import ALL, Make, batch, session_of, values
-from tlearn.train.api import prepare
+from tlearn.train.api import Prepared, prepare
+from tlearn.train.optimizers import OPTIMIZERS
 from tlearn.train.session import Session
 
 # --- averages --------------------------------------------------------------------------------------------------------
@@ -87,6 +89,68 @@ def test_carried_slots_and_counter_go_on(tiny_config: Make) -> None:
     assert int(second.optimizer.iterations) == 3
     for path in set(new) - kept:
         assert path.endswith("learning_rate") or not new[path].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, ()) for name in OPTIMIZERS), ("adam", ("amsgrad=true",)), ("rmsprop", ("momentum=0.9", "centered=true"))],
+)
+def test_two_stages_with_carried_slots_are_one(name: str, options: tuple[str, ...], tiny_config: Make) -> None:
+    stages = [f"{{name: {stage}, unfreeze: all, steps: 2, carry_slots: true}}" for stage in ("one", "two")]
+    given = [f"optimizer.{option}" for option in (*options, "learning_rate=0.01")]
+    prepared = prepare(tiny_config(f"schedule.stages=[{', '.join(stages)}]", f"optimizer={name}", *given))
+    start = {key: variable.numpy() for key, variable in prepared.classifier.variables().items()}
+    ends = []
+    for cut in (4, 2):
+        for key, variable in prepared.classifier.variables().items():
+            variable.assign(start[key])
+        session = session_of(prepared)
+        for number in range(4):
+            if number == cut:
+                session = session_of(prepared, 1, before=session)
+            session.model.train_step(batch(number))
+        ends.append(values(prepared))
+    for key in prepared.plan.stages[0].variables:
+        assert np.isfinite(ends[0][key]).all()
+        assert (ends[0][key] != start[key]).any()
+        np.testing.assert_array_equal(ends[1][key], ends[0][key])
+
+
+def applied(session: Session, prepared: Prepared, gradients: list[float]) -> list[float]:
+    """How far the bias of the head moves at each of the batches, given its gradient."""
+    variables, bias = session.model.trainable_variables, prepared.classifier.variables()["head_logits/bias"]
+    moved = []
+    for gradient in gradients:
+        before = float(bias.numpy()[0])
+        session.model.optimizer.apply([gradient * tf.ones_like(v.value) for v in variables], variables)
+        moved.append(float(bias.numpy()[0]) - before)
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("accumulates", "first", "second", "count"),
+    [
+        ((2, 2), [0, -100, 0], [0, -1, 0, -1], 1 * 2),
+        ((1, 4), [-100, -100, -100], [0, 0, 0, -1], 3 * 4),
+        ((4, 1), [0, 0, 0, -100, 0], [-1, -1], 1),
+        ((3, 2), [0, 0], [0, -1], 0),
+    ],
+)
+def test_each_stage_begins_with_an_empty_accumulation(
+    accumulates: tuple[int, int], first: list[float], second: list[float], count: int, tiny_config: Make
+) -> None:
+    """The updates go on being counted; the gradients of the last batches of a stage make none, as its plan says."""
+    stages = [
+        f"{{name: {name}, steps: {len(moves)}, carry_slots: true, "
+        f"optimizer: {{name: sgd, learning_rate: 1.0, accumulate: {accumulate}}}}}"
+        for name, moves, accumulate in zip("ab", (first, second), accumulates, strict=True)
+    ]
+    prepared = prepare(tiny_config(f"schedule.stages=[{', '.join(stages)}]"))
+    session = session_of(prepared)
+    assert applied(session, prepared, [100.0] * len(first)) == pytest.approx(first)
+    session = session_of(prepared, 1, before=session)
+    assert session.first_iteration == count == int(session.optimizer._iterations)
+    assert applied(session, prepared, [1.0] * len(second)) == pytest.approx(second, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ _BELOW_ONE = ("momentum", "rho", "beta_1", "beta_2", "adam_beta_1", "adam_beta_2
 _NOT_NEGATIVE = ("weight_decay", "adam_weight_decay", "initial_accumulator_value", *_FTRL_REGULARIZATION)
 # variables that weight decay leaves alone: they are few, and shrinking them does not regularise
 _NO_DECAY = ["bias", "gamma", "beta"]
+# attributes of an optimizer whose variables are not state that the next stage goes on from
+_NOT_CARRIED = {"_iterations", "_learning_rate", "_accumulated_gradients", "_trainable_variables", "_variables"}
 
 
 def stage_optimizer(config: Config, stage: Stage) -> OptimizerConfig:
@@ -312,18 +314,44 @@ def start_averages(optimizer: keras.optimizers.Optimizer) -> None:
             average.assign(variable)
 
 
-def carry_slots(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> int:
+def carried_iterations(old: keras.optimizers.Optimizer, accumulate: int | None) -> int:
+    """What the counter of a stage starts from that goes on from an optimizer.
+
+    It counts batches. What is carried are the updates so far, since Adam's bias correction depends on them, in batches
+    of the new stage: each stage begins with an empty accumulation.
+    """
+    return int(old._iterations) // (old.gradient_accumulation_steps or 1) * (accumulate or 1)
+
+
+def carry_slots(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> None:
     """Copy the state of variables that trained before into a new optimizer of the same kind, already built.
 
-    Returns:
-        How many state variables were copied. The iteration count is kept with them, since Adam's bias correction
-        depends on it: a variable that trains for the first time starts with the correction of an old one.
+    The count of updates is kept with it: a variable that trains for the first time starts with the bias correction of
+    an old one. Gradients that no update came of stay behind.
     """
-    theirs = {variable.path: variable for variable in old.variables}
-    copied = 0
-    for variable in new.variables:
-        source = theirs.get(variable.path)
-        if source is not None and source.shape == variable.shape and not variable.path.endswith("learning_rate"):
-            variable.assign(source)
-            copied += 1
-    return copied
+    theirs = _slots(old)
+    for key, slot in _slots(new).items():
+        source = theirs.get(key)
+        if source is not None and source.shape == slot.shape:
+            slot.assign(source)
+    new._iterations.assign(carried_iterations(old, new.gradient_accumulation_steps))
+
+
+def _slots(optimizer: keras.optimizers.Optimizer) -> dict[tuple[str, int | None], keras.Variable]:
+    """State by the attribute that holds it, and by the identity of the model's variable; None: all share it.
+
+    Not by its path: Adafactor gives its averages over rows and columns the same one, for all kernels.
+    """
+    import keras
+
+    trained = [id(variable) for variable in optimizer._trainable_variables]
+    found: dict[tuple[str, int | None], keras.Variable] = {}
+    for name, value in vars(optimizer).items():
+        if name in _NOT_CARRIED:
+            continue
+        if isinstance(value, keras.Variable):
+            found[name, None] = value
+        elif isinstance(value, list) and len(value) == len(trained):
+            slots = zip(trained, value, strict=True)
+            found |= {(name, key): slot for key, slot in slots if isinstance(slot, keras.Variable)}
+    return found

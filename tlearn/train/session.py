@@ -15,7 +15,13 @@ from tlearn.config import Config, Precision, Stage
 from tlearn.train.classifier import Classifier, freeze
 from tlearn.train.distribution import Devices
 from tlearn.train.losses import make_loss, make_metrics
-from tlearn.train.optimizers import build_optimizer, carry_slots, stage_optimizer, start_averages
+from tlearn.train.optimizers import (
+    build_optimizer,
+    carried_iterations,
+    carry_slots,
+    stage_optimizer,
+    start_averages,
+)
 from tlearn.train.plan import Plan, StagePlan
 
 
@@ -60,8 +66,7 @@ class Session:
         if carried is not None and carried.name != settings.name:
             carried = None
         if first_iteration is None:
-            # not `iterations`: with accumulate that counts updates, while schedules are asked by batches
-            first_iteration = int(carried._iterations) if carried is not None else 0
+            first_iteration = carried_iterations(carried, settings.accumulate) if carried is not None else 0
         self.model = model or classifier.model
         self._whole = classifier.model
         self.first_iteration = first_iteration
