@@ -83,6 +83,7 @@ def test_labels_and_metadata_are_beside_and_inside(exported: tuple[Path, dict[st
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["classes"] == DIGITS
     assert (metadata["image_size"], metadata["resize"], metadata["backbone"]) == (32, "crop", "mobilenet")
+    assert (metadata["interpolation"], metadata["decode"]) == ("bilinear", "exact")
     assert metadata["exports"] == report["exports"]
     extra = folder / "saved_model" / "1" / "assets.extra"
     assert (extra / "labels.txt").read_text().splitlines() == DIGITS

@@ -11,9 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from tlearn.config import Interpolation, Resize
+from tlearn.config import Decoding, Interpolation, Resize
 from tlearn.images import Reading
 
 # --- images read in a graph ------------------------------------------------------------------------------------------
@@ -37,6 +39,62 @@ def test_a_graph_reads_images_as_pillow_does(mode: Resize, interpolation: Interp
         difference = np.abs(read(file).numpy().astype(int) - expected)
         assert difference.max() <= allowed, (kind, colours, size)
         assert difference.mean() < 0.2, (kind, colours, size)
+
+
+@pytest.fixture(scope="module")
+def nearest() -> list[tuple[Reading, Any]]:
+    import tensorflow as tf
+
+    from tlearn.exporting.graph_reading import graph_reader
+
+    kinds = ((96, Resize.crop, 0.37), (96, Resize.stretch, 1.0), (160, Resize.pad, 1.0))
+    readings = [Reading(size, mode, fraction, Interpolation.nearest) for size, mode, fraction in kinds]
+    return [(reading, tf.function(graph_reader(reading), [tf.TensorSpec((), tf.string)])) for reading in readings]
+
+
+@settings(max_examples=15, deadline=None)
+@given(width=st.integers(1, 700), height=st.integers(1, 700))
+@example(width=512, height=512)  # middles of pixels fall between two: at 160 px on 1.6, 4.8, 8.0, ...
+@example(width=320, height=320)
+@example(width=500, height=333)
+def test_nearest_takes_the_very_pixels_of_pillow(nearest: list[tuple[Reading, Any]], width: int, height: int) -> None:
+    across, down = np.meshgrid(np.arange(width), np.arange(height))
+    picture = np.stack([across % 256, down % 256, across // 256 + 16 * (down // 256)], axis=-1).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "BMP")
+    for reading, read in nearest:
+        np.testing.assert_array_equal(read(buffer.getvalue()).numpy(), reading.square(picture), err_msg=str(reading))
+
+
+@pytest.mark.parametrize(
+    ("mode", "subsampling"), [(Resize.crop, "4:2:0"), (Resize.stretch, "4:2:2"), (Resize.pad, "4:4:4")]
+)
+def test_a_graph_decodes_jpegs_at_the_part_that_a_run_does(mode: Resize, subsampling: str, tmp_path: Path) -> None:
+    """To the pixel: nearest shows each. What is sent as a PNG, since its orientation is elsewhere, is scaled before."""
+    import tensorflow as tf
+
+    from tlearn.data import decode
+    from tlearn.exporting.graph_reading import graph_reader
+    from tlearn.exporting.samples import found_samples
+
+    fraction = 0.7 if mode is Resize.crop else 1.0
+    reading = Reading(24, mode, fraction, Interpolation.nearest, decode=Decoding.scaled)
+    read = tf.function(graph_reader(reading), [tf.TensorSpec((), tf.string)])
+    parts = set()
+    for width, height in ((30, 23), (70, 90), (131, 97), (203, 301), (24, 400)):
+        noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).save(buffer, "JPEG", subsampling=subsampling)
+        for file in (buffer.getvalue(), with_orientation(buffer.getvalue(), 6)):
+            expected = decode(file, max_pixels=10**6, excess=reading.excess)
+            parts.add(max(width, height) // max(expected.shape[:2]))
+            np.testing.assert_array_equal(read(file).numpy(), reading.square(expected), err_msg=f"{width} x {height}")
+        (tmp_path / f"{width}.jpg").write_bytes(in_xmp(buffer.getvalue()))
+    assert len(parts) > 2, "the picture whole, and at several parts"
+    samples = found_samples([str(tmp_path)], 9, reading)
+    assert samples.reencoded == 5
+    for file, square in zip(samples.files, samples.pixels, strict=True):
+        np.testing.assert_array_equal(read(file).numpy(), square)
 
 
 def test_a_graph_refuses_what_it_would_read_wrongly() -> None:
@@ -101,17 +159,26 @@ def test_files_that_a_graph_does_not_read_are_checked_as_png(tmp_path: Path) -> 
     """Pillow takes the orientation from XMP too."""
     from tlearn.exporting.samples import found_samples
 
-    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf tiff:Orientation="6"/></x:xmpmeta>'
     plain = with_exif("JPEG", None)
-    segment = b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp
     (tmp_path / "0.jpg").write_bytes(with_exif("JPEG", exif(">", ("H", 0x0112, 6))))
-    (tmp_path / "1.jpg").write_bytes(plain[:2] + segment + plain[2:])
+    (tmp_path / "1.jpg").write_bytes(in_xmp(plain))
     (tmp_path / "2.jpg").write_bytes(plain)
     samples = found_samples([str(tmp_path)], 3, Reading(48))
     assert [file[1:4] == b"PNG" for file in samples.files] == [False, True, False]
     assert samples.reencoded == 1
     np.testing.assert_array_equal(samples.pixels[0], samples.pixels[1])
     assert (samples.pixels[1] != samples.pixels[2]).any()
+
+
+def in_xmp(jpeg: bytes) -> bytes:
+    """With an orientation that graphs do not see."""
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + jpeg[2:]
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    content = b"Exif\0\0" + exif("<", ("H", 0x0112, orientation))
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
 
 
 def exif(order: str, *entries: tuple[str, int, int]) -> bytes:

@@ -28,6 +28,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp"})
 """File names that are taken for images when a folder is listed (compared in lower case)."""
 
+DRAFTS = (8, 4, 2)
+"""Parts of its size that a JPEG can be decoded at, most first."""
+
 LARGEST_FILE = 2**29
 """Bytes: files with more are refused unread. A sparse file of terabytes takes no room in an archive."""
 
@@ -66,7 +69,8 @@ def decode(file: ImageFile, *, max_pixels: int, name: str | None = None, excess:
     """Read an image file.
 
     The first frame of an animation; EXIF orientation applied; greyscale repeated over the channels; palette resolved;
-    transparency laid over white; CMYK converted; 16 bits scaled to 8 with rounding.
+    transparency laid over white; CMYK converted; greyscale of 16 bits scaled to 8 with rounding (of 16-bit colours
+    Pillow gives the high bytes).
 
     Args:
         file: a path, the file's bytes, or an open binary file.
@@ -246,7 +250,7 @@ def _too_large(error: Image.DecompressionBombError, max_pixels: int) -> str:
 
 def _draft(image: Image.Image, excess: float) -> None:
     """Ask the codec for fewer pixels; what is no JPEG does not know the question."""
-    factor = next((factor for factor in (8, 4, 2) if factor <= excess), 1)
+    factor = next((factor for factor in DRAFTS if factor <= excess), 1)
     if factor > 1:
         width, height = image.size
         image.draft(None, (max(1, width // factor), max(1, height // factor)))  # it gives no less than asked for

@@ -1,10 +1,11 @@
 """From the bytes of a JPEG, PNG, BMP or GIF to the square a network takes, in TensorFlow operations alone.
 
-It follows ``tlearn.data.decode`` step by step. JPEGs decode to the same pixels, since both ask libjpeg for its accurate
-transform. Squares differ from Pillow's by a level or two in a few values of a thousand: sums are rounded elsewhere, and
-Pillow chooses by the image's shape whether columns or rows are resampled first (with bicubic and lanczos that is up to
-eight levels for high photographs). What graphs cannot do: WEBP and the files in ``tlearn.exporting.refusing``, and an
-orientation that is told elsewhere than in the EXIF block (in XMP alone, or in a PNG's text).
+It follows ``tlearn.data.decode`` step by step. JPEGs decode to the same pixels, whole or at a part of their size, since
+both ask libjpeg for its accurate transform. With ``nearest`` squares are the same too. Others differ from Pillow's by a
+level or two in a few values of a thousand: sums are rounded elsewhere, and Pillow chooses by the image's shape whether
+columns or rows are resampled first (with bicubic and lanczos that is up to eight levels for high photographs). What
+graphs cannot do: WEBP and the files in ``tlearn.exporting.refusing``, and an orientation that is told elsewhere than in
+the EXIF block (in XMP alone, or in a PNG's text).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tlearn.config import Interpolation, Resize
+from tlearn.config import Decoding, Interpolation, Resize
 from tlearn.data import Reading
+from tlearn.data.decode import DRAFTS
 from tlearn.exporting.orientation import orientation_of, upright
 from tlearn.exporting.refusing import refuse_indexed_bmp, refuse_packed_grey, refuse_partial_gif
 
@@ -41,7 +43,7 @@ def graph_reader(reading: Reading) -> Callable[[Any], Any]:
     def read(file: Any) -> Any:
         import tensorflow as tf
 
-        image = upright(_decode(file), orientation_of(file))
+        image = upright(_decode(file, reading), orientation_of(file))
         height, width = (tf.cast(length, tf.float64) for length in tf.unstack(tf.shape(image)[:2]))
         if reading.resize is Resize.pad:
             square = _pad(image, height, width, size, reading.interpolation)
@@ -56,13 +58,12 @@ def graph_reader(reading: Reading) -> Callable[[Any], Any]:
     return read
 
 
-def _decode(file: Any) -> Any:
+def _decode(file: Any, reading: Reading) -> Any:
     """Float32 (h, w, 3): greyscale repeated over the channels, palette resolved, transparency laid over white."""
     import tensorflow as tf
 
     def jpeg() -> Any:
-        decoded = tf.io.decode_jpeg(file, channels=3, fancy_upscaling=True, dct_method="INTEGER_ACCURATE")
-        return tf.cast(decoded, tf.float32)
+        return tf.cast(_decode_jpeg(file, reading), tf.float32)
 
     def png() -> Any:
         with tf.control_dependencies([refuse_packed_grey(file)]):
@@ -85,6 +86,26 @@ def _decode(file: Any) -> Any:
     return tf.ensure_shape(image, (None, None, 3))
 
 
+def _decode_jpeg(file: Any, reading: Reading) -> Any:
+    """Uint8 (h, w, 3), at a part of its size where the run reads it so."""
+    import tensorflow as tf
+
+    def at(part: int) -> Callable[[], Any]:
+        return lambda: tf.io.decode_jpeg(
+            file, channels=3, ratio=part, fancy_upscaling=True, dct_method="INTEGER_ACCURATE"
+        )
+
+    if reading.decode is Decoding.exact:
+        return at(1)()
+    height, width = (tf.cast(length, tf.float64) for length in tf.unstack(tf.io.extract_jpeg_shape(file)[:2]))
+    if reading.resize is Resize.pad:
+        excess = tf.maximum(width, height) / reading.image_size
+    else:
+        seen = reading.crop_fraction if reading.resize is Resize.crop else 1.0
+        excess = tf.minimum(width, height) * seen / reading.image_size
+    return tf.case([(excess >= part, at(part)) for part in DRAFTS], at(1))
+
+
 def _pad(image: Any, height: Any, width: Any, size: int, interpolation: Interpolation) -> Any:
     """The whole image in its shape, in the middle of a black square."""
     import tensorflow as tf
@@ -104,10 +125,9 @@ def _resample(image: Any, start: Any, length: Any, size: Any, axis: int, interpo
     """
     import tensorflow as tf
 
-    scale = tf.cast(size, tf.float64) / length
     if interpolation is Interpolation.nearest:
-        middle = start + (tf.cast(tf.range(size), tf.float64) + 0.5) / scale
-        return tf.gather(image, tf.cast(middle, tf.int32), axis=axis)
+        return tf.gather(image, _nearest(start, length, size), axis=axis)
+    scale = tf.cast(size, tf.float64) / length
     this = tf.one_hot(axis, 2, dtype=tf.float32)
     scale = tf.cast(scale, tf.float32)
     resampled = tf.raw_ops.ScaleAndTranslate(
@@ -119,3 +139,18 @@ def _resample(image: Any, start: Any, length: Any, size: Any, axis: int, interpo
         antialias=True,
     )[0]
     return tf.clip_by_value(tf.floor(resampled + 0.5), 0.0, 255.0)
+
+
+def _nearest(start: Any, length: Any, size: Any) -> Any:
+    """Numbers of the pixels under the middles of ``size`` equal parts of a stretch, int32 (size,).
+
+    Middles often fall between two pixels, so rounding decides. Pillow's arithmetic is repeated: the ends in single
+    precision, then one step added after the other in double.
+    """
+    import tensorflow as tf
+
+    first, end = (tf.cast(edge, tf.float32) for edge in (start, start + length))
+    # a division in words: `/` by a constant is optimised to multiplication by its inverse, which rounds elsewhere
+    step = tf.math.divide_no_nan(tf.cast(end - first, tf.float64), tf.cast(size, tf.float64))
+    middle = tf.cast(first, tf.float64) + step * 0.5
+    return tf.cast(tf.cumsum(tf.concat([middle[None], tf.fill([size - 1], step)], axis=0)), tf.int32)

@@ -261,6 +261,7 @@ def _metadata(network: Network) -> dict[str, Any]:
         "resize": reading.resize.value,
         "crop_fraction": reading.crop_fraction,
         "interpolation": reading.interpolation.value,
+        "decode": reading.decode.value,
         "precision": "float32",
     }
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tlearn.data import Reading, UnreadableImage
+from tlearn.data.decode import open_rgb
 from tlearn.errors import DataError, Problem
 from tlearn.images import FileImages, find_images
 from tlearn.labelled import Labelled
@@ -53,7 +54,7 @@ def samples_of(images: FileImages | Labelled, rows: Iterable[int], reading: Read
         path = images.file(row)
         file = None if path is None else _plain_file(path)
         try:
-            square, file_or_png = images.load(row, reading), file or _png(images.picture(row, reading))
+            square, file_or_png = images.load(row, reading), file or _png(_decoded(images, row, reading))
         except UnreadableImage:
             continue
         pixels.append(square)
@@ -111,6 +112,14 @@ def _orientation_is_in_exif(image: Image.Image) -> bool:
     block = Image.Exif()
     block.load(image.info.get("exif", b""))
     return bool(orientation == block.get(_ORIENTATION_TAG, 1))
+
+
+def _decoded(images: FileImages | Labelled, row: int, reading: Reading) -> NDArray[np.uint8] | Image.Image:
+    """The image before it is made a square: of a JPEG with as many pixels as a run's reading decodes."""
+    path = images.file(row)
+    if path is None:
+        return images.picture(row, reading)
+    return open_rgb(path, max_pixels=reading.max_pixels, excess=reading.excess)
 
 
 def _png(picture: NDArray[np.uint8] | Image.Image) -> bytes:
