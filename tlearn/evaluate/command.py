@@ -161,11 +161,10 @@ def _bar(terminal: Terminal) -> OnBatch:
 def _print_tables(evaluation: Evaluation) -> None:
     from rich.console import Console
 
-    from tlearn.evaluate.tables import evaluation_tables
+    from tlearn.evaluate.tables import WIDTH, evaluation_tables
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 80
+    console.width = max(WIDTH, console.width) if console.is_terminal else WIDTH  # a narrower one breaks the lines
     console.print(evaluation_tables(evaluation))
 
 

@@ -25,7 +25,8 @@ class Comparison:
         first, second: what they are called.
         images: that both could read.
         both, only_first, only_second, neither: how many of them are right.
-        difference: accuracy of the first less that of the second, with its interval (bootstrap over the images).
+        difference: accuracy of the first less that of the second, with its interval (bootstrap over the images);
+            where images may have several labels, an image is right with all of them.
         p_value: probability of a difference at least as large were both equally good.
         test: ``exact`` (binomial, fewer than 25 images that tell them apart) or ``chi-square`` (with Edwards' 1948
             correction for continuity).

@@ -8,7 +8,7 @@ from html import escape
 
 from tlearn.evaluate.evaluation import Evaluation
 from tlearn.evaluate.plots import thumbnail_jpeg
-from tlearn.evaluate.tables import interval, number, title_of
+from tlearn.evaluate.tables import difference_of, interval, number, title_of
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -97,7 +97,8 @@ def _comparison(evaluation: Evaluation) -> list[str]:
         (f"{found.first} wrong", str(found.only_second), str(found.neither)),
     ]
     spread = f"{number(found.difference.value)} ({interval(found.difference)})"
-    said = f"Accuracy of {found.first} less that of {found.second}: {spread}. "
+    difference = difference_of(found.first, found.second, several=evaluation.outputs.several)
+    said = f"{difference[0].upper()}{difference[1:]}: {spread}. "
     said += f"McNemar's test, {found.test}: {found.verdict}."
     header = ("", f"{found.second} right", f"{found.second} wrong")
     return ["<h2>Comparison</h2>", _table(header, rows), f"<p>{_text(said)}</p>"]

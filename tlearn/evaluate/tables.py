@@ -1,11 +1,20 @@
-"""An evaluation as people read it in a terminal, 80 columns wide."""
+"""An evaluation as people read it in a terminal, 80 columns wide.
+
+Names are shortened where there is no room for them, numbers never: half of a number is another number.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
-from rich.console import Group, RenderableType
+import numpy as np
+from numpy.typing import NDArray
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -27,8 +36,12 @@ TITLES = {
 }
 _ALL_CLASSES = 20  # up to so many are all shown
 _WORST = 10  # of more, these
-_MATRIX = 10  # classes whose confusion matrix still fits 80 columns
-_NAME = 30
+_MATRIX = 10  # classes whose confusion matrix is shown, where its numbers leave room for names
+WIDTH = 80
+"""Columns that all tables fit in."""
+
+_NAME = 30  # columns of a name, where there is room
+_LEAST = 14  # and where there is not
 
 
 def title_of(name: str, *, several: bool) -> str:
@@ -58,7 +71,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     head = f"{evaluation.outputs.network} on {len(images):,} images ({images.split}) of {_near(images.source.where)}"
     parts: list[RenderableType] = [Text(visible(head), style="bold"), ""]
     parts += [_scores(evaluation), "", _classes(evaluation.classes, several)]
-    if evaluation.matrix is not None and len(evaluation.outputs.classes) <= _MATRIX:
+    if evaluation.matrix is not None and _fits(evaluation.matrix):
         parts += ["", _matrix(evaluation)]
     elif evaluation.confusions:
         parts += ["", _confusions(evaluation)]
@@ -67,7 +80,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     if evaluation.mistakes:
         parts += ["", _mistakes(evaluation)]
     if evaluation.comparison is not None:
-        parts += ["", _comparison(evaluation.comparison)]
+        parts += ["", _comparison(evaluation.comparison, several)]
     parts += [Text(visible(f"note: {notice}")) for notice in evaluation.notices]
     return Group(*parts)
 
@@ -78,20 +91,35 @@ def _near(path: str) -> str:
     return path.removeprefix(here) or path
 
 
-def _short(name: str, width: int = _NAME) -> str:
+def _short(name: str, width: int) -> str:
     """A name in so many characters: its beginning and its end, since long names often differ in the end alone."""
     shown = visible(name)
     half = width // 2
     return shown if len(shown) <= width else f"{shown[: width - half - 1]}…{shown[-half:]}"
 
 
+@dataclass(frozen=True)
+class _Name:
+    """A name in a table, in the room that the numbers beside it leave."""
+
+    text: str
+    most: int = _NAME
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        width = cell_len(visible(self.text))
+        return Measurement(min(width, _LEAST), min(width, self.most)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(_short(self.text, min(self.most, options.max_width)), no_wrap=True, overflow="ellipsis")
+
+
 def _table(*columns: str, left: Iterable[int] = (0,)) -> Table:
+    """A table with names in the columns ``left``, as ``_Name``; only these may be made narrower."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         of_names = index in left
-        table.add_column(
-            column, justify="left" if of_names else "right", overflow="ellipsis", no_wrap=True, max_width=_NAME
-        )
+        justify: Literal["left", "right"] = "left" if of_names else "right"
+        table.add_column(Text(column, no_wrap=True), justify=justify, no_wrap=not of_names, overflow="ellipsis")
     return table
 
 
@@ -113,8 +141,14 @@ def _classes(classes: tuple[ClassScores, ...], several: bool) -> RenderableType:
     for each in shown:
         values = (number(each.precision), number(each.recall.value), number(each.f1))
         precision = [number(each.average_precision)] if several else []
-        table.add_row(_short(each.name), *values, str(each.support), str(each.predicted), *precision)
+        table.add_row(_Name(each.name), *values, str(each.support), str(each.predicted), *precision)
     return Group(table, Text(rest, style="dim")) if rest else table
+
+
+def _fits(matrix: NDArray[np.int64]) -> bool:
+    """Whether a confusion matrix is worth its room, and its names have some left."""
+    numbers = sum(len(str(count)) + 2 for count in matrix.max(axis=0))
+    return len(matrix) <= _MATRIX and numbers + _LEAST + 2 <= WIDTH
 
 
 def _matrix(evaluation: Evaluation) -> Table:
@@ -124,14 +158,14 @@ def _matrix(evaluation: Evaluation) -> Table:
     table = _table("true class", *(str(index + 1) for index in range(len(names))))
     for index, (name, row) in enumerate(zip(names, evaluation.matrix, strict=True)):
         counts = [str(count) if count else "." for count in row]
-        table.add_row(f"{index + 1} {_short(name, _NAME - 3)}", *counts)
+        table.add_row(_Name(f"{index + 1} {name}"), *counts)
     return table
 
 
 def _confusions(evaluation: Evaluation) -> Table:
     table = _table("true class", "taken for", "images", left=(0, 1))
     for truth, predicted, count in evaluation.confusions:
-        table.add_row(_short(truth), _short(predicted), str(count))
+        table.add_row(_Name(truth), _Name(predicted), str(count))
     return table
 
 
@@ -146,25 +180,32 @@ def _temperature(evaluation: Evaluation) -> Table:
 
 def _mistakes(evaluation: Evaluation) -> RenderableType:
     table = _table("true", "predicted", "probability", "image", left=(0, 1, 3))
-    for column, width in zip(table.columns, (16, 16, 11, 30), strict=True):
-        column.max_width = width
     for mistake in evaluation.mistakes[:5]:
         path = visible(_near(mistake.path))
         end = path if len(path) <= 30 else f"…{path[-29:]}"  # the end of a path tells more than its beginning
-        table.add_row(_short(mistake.truth, 16), _short(mistake.predicted, 16), number(mistake.probability), end)
+        names = _Name(mistake.truth, 16), _Name(mistake.predicted, 16)
+        table.add_row(*names, number(mistake.probability), Text(end, no_wrap=True))
     what = "decisions" if evaluation.outputs.several else "images"
     return Group(Text(f"most confident of {evaluation.wrong:,} wrong {what}"), table)
 
 
-def _comparison(comparison: Comparison) -> RenderableType:
-    first, second = visible(comparison.first), visible(comparison.second)
-    table = _table("", f"{second} right", f"{second} wrong")
-    table.add_row(f"{first} right", str(comparison.both), str(comparison.only_first))
-    table.add_row(f"{first} wrong", str(comparison.only_second), str(comparison.neither))
-    difference = comparison.difference
-    spread = f"{number(difference.value)} ({interval(difference)})"
+def difference_of(first: str, second: str, *, several: bool) -> str:
+    """What a comparison's difference is one of."""
+    if several:
+        return f"images with all labels right, share of {first} less that of {second}"
+    return f"accuracy of {first} less that of {second}"
+
+
+def _comparison(comparison: Comparison, several: bool) -> RenderableType:
+    """The networks by number, since their names may be longer than a line."""
+    table = _table("", "second right", "second wrong")
+    table.add_row("first right", str(comparison.both), str(comparison.only_first))
+    table.add_row("first wrong", str(comparison.only_second), str(comparison.neither))
+    difference = f"{number(comparison.difference.value)} ({interval(comparison.difference)})"
+    legend = (f"first: {visible(comparison.first)}", f"second: {visible(comparison.second)}")
     lines = (
-        f"accuracy of {first} less that of {second}: {spread}",
-        f"McNemar's test, {comparison.test}: {comparison.verdict}",
+        f"{difference_of('the first', 'the second', several=several)}: {difference}",
+        f"McNemar's test, {comparison.test}: {visible(comparison.verdict)}",
     )
-    return Group(table, *map(Text, lines))
+    right = ["right: all labels of the image"] if several else []
+    return Group(*map(Text, (*legend, *right)), table, *map(Text, lines))
