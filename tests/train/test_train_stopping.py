@@ -324,6 +324,14 @@ def test_a_run_rolls_back_and_remembers_it(
     assert points(run) == points(whole)
 
 
+def test_the_samples_are_shown_after_a_rollback_to_the_start(tiny_config: Make, tmp_path: Path) -> None:
+    """The first epoch fails; nothing was saved but the state before it."""
+    run = fit(tiny_config(*WILD, *BACK, "run_dir=run", "log.tensorboard=true", "log.images=2"))
+    assert run.summary["rollbacks"] >= 1
+    assert points(run).count(("train", "training images", 0)) == 1
+    assert len(set(points(run))) == len(points(run))
+
+
 def test_rollbacks_end(tiny_config: Make, tmp_path: Path) -> None:
     """With hardly smaller rates it fails for good, and leaves a state that is finite."""
     with pytest.raises(NumericalFault):

@@ -121,8 +121,6 @@ class Trainer:
 
     def _to_its_end(self) -> dict[str, Any]:
         try:
-            if self._progress.global_step == 0:
-                self._show_samples()
             self._run_stages()
             return self._on_chief(self._finish)
         except Pruned:
@@ -152,6 +150,8 @@ class Trainer:
         index = self._progress.stage
         while index < last:
             try:
+                if self._progress.global_step == 0:
+                    self._show_samples()
                 session = self._run_stage(index, session)
                 index += 1
             except NumericalFault as fault:
