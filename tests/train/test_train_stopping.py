@@ -16,7 +16,7 @@ import pytest
 from tlearn.config import Check, DataConfig
 from tlearn.data import load_data
 from tlearn.errors import UserError
-from tlearn.train import checkpoint
+from tlearn.train import checkpoint, report
 from tlearn.train.api import fit, open_run, resume
 from tlearn.train.command import main
 from tlearn.train.memory import OutOfMemory, memory_guard
@@ -292,6 +292,16 @@ def test_status_of_a_killed_run(tiny_config: Make, tmp_path: Path) -> None:
 # --- numerical faults ------------------------------------------------------------------------------------------------
 
 WILD = ("schedule.stages.0.unfreeze=all", "optimizer=sgd", "optimizer.learning_rate=900", "optimizer.momentum=0.9")
+# It learns for two epochs, fails in the third, and does not move when it is run again.
+LATE = (
+    "optimizer.learning_rate=0.01",
+    "optimizer.schedule={name: step, rate: 1.0e+6, every: {epochs: 2}}",
+    "on_nan=rollback",
+    "on_nan.factor=1.0e-15",
+    "schedule.stages.0.epochs=4",
+    "checkpoint.monitor=val_loss",
+)
+CACHED = ("schedule.stages.0.unfreeze=none", "head=mlp", "head.units=[64,64]", "optimizer.momentum=0.0")
 BACK = ("on_nan=rollback", "on_nan.factor=1.0e-4", "schedule.stages.0.epochs=3", "log.every=1")
 
 
@@ -330,6 +340,38 @@ def test_the_samples_are_shown_after_a_rollback_to_the_start(tiny_config: Make, 
     assert run.summary["rollbacks"] >= 1
     assert points(run).count(("train", "training images", 0)) == 1
     assert len(set(points(run))) == len(points(run))
+
+
+def test_best_weights_of_before_a_rollback_are_named_so(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model has them, and nothing says that they are of the epoch that has their number now."""
+    marks: list[int | None] = []
+    draw = report.draw_curves
+    monkeypatch.setattr(report, "draw_curves", lambda epochs, mark=None: marks.append(mark) or draw(epochs, mark))
+    run = fit(tiny_config(*WILD, *LATE, "run_dir=run"))
+    summary, said = run.summary, "weights of epoch 2 before rollback 1 (head 2/4), the best by val_loss"
+    assert (summary["best_epoch"], summary["best_before_rollback"], summary["rollbacks"]) == (2, 1, 1)
+    assert summary["val_loss"] < min(record["val_loss"] for record in run.epochs()) - 1e-3
+    assert f"The model has {said}" in run.report_file.read_text()
+    assert f"model: {said}" in capsys.readouterr().err
+    assert marks == [None]
+
+
+def test_rolled_back_to_a_validation_that_was_due(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done again, and recorded once; as good as before, it is the best again, and has a record."""
+    with monkeypatch.context() as patch:
+        stop = stop_inside(patch, "tlearn.train.validation.stoppable", 2)
+        with pytest.raises(Stopped):
+            fit(tiny_config(*WILD, *LATE, *CACHED, "run_dir=run"), should_stop=stop)
+    run = resume("run")
+    summary, epochs = run.summary, run.epochs()
+    assert [(record["epoch"], record["global_step"]) for record in epochs] == [(1, 6), (2, 12), (3, 18), (4, 24)]
+    assert (summary["rollbacks"], summary["best_epoch"]) == (1, 2)
+    assert "best_before_rollback" not in summary
+    assert summary["val_loss"] == pytest.approx(epochs[1]["val_loss"], abs=1e-5)
 
 
 def test_rollbacks_end(tiny_config: Make, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def finish(
         summary["rollbacks"] = progress.rollbacks
     if progress.engine_trial:
         summary["prefix_engine"] = progress.engine_trial
-    model_epoch = progress.best_epoch if takes_best else None
+    model_epoch = progress.best_epoch if takes_best and not progress.best_before_rollback else None
     outcome = report.Outcome(summary, matrix, chosen, model_epoch, progress.features)
     pictures = report.write_report(run, plan, outcome, say)
     for name, png in pictures.items():
@@ -98,6 +98,7 @@ def _totals(plan: Plan, progress: Progress) -> dict[str, Any]:
         "epochs": progress.epochs,
         "steps": progress.global_step,
         "best_epoch": progress.best_epoch,
+        **({"best_before_rollback": progress.best_before_rollback} if progress.best_before_rollback else {}),
         "seconds": round(progress.seconds, 1),
         "classes": len(plan.classes),
         "parameters": plan.parameters,
@@ -107,16 +108,18 @@ def _totals(plan: Plan, progress: Progress) -> dict[str, Any]:
 def _chosen(config: Config, plan: Plan, progress: Progress, last: int) -> str:
     """Which weights become the model: they are not those of the epoch that was shown last, as a rule."""
     monitor = config.checkpoint.monitor or default_monitor(plan.multi_label)
-    best, score = _place(plan, progress.best_epoch), f"by {monitor} {progress.best:.4g}"
+    best = _place(plan, progress.best_epoch, before_rollback=progress.best_before_rollback)
+    score = f"by {monitor} {progress.best:.4g}"
     if config.checkpoint.final is Keep.best:
         return f"weights of {best}, the best {score}"
     return f"weights of {_place(plan, last)}, the last; the best {score} were those of {best}"
 
 
-def _place(plan: Plan, epoch: int) -> str:
-    """``epoch 12 (top 2/10)``: counted over the run, and in its stage."""
+def _place(plan: Plan, epoch: int, before_rollback: int = 0) -> str:
+    """``epoch 12 (top 2/10)``: counted over the run, and in its stage; before which rollback, where it was run anew."""
     stage = next(stage for stage in reversed(plan.stages) if stage.first_epoch < epoch or stage is plan.stages[0])
-    return f"epoch {epoch} ({stage.name} {epoch - stage.first_epoch}/{stage.epochs})"
+    which = f" before rollback {before_rollback}" if before_rollback else ""
+    return f"epoch {epoch}{which} ({stage.name} {epoch - stage.first_epoch}/{stage.epochs})"
 
 
 def _take_best_weights(run: Run, classifier: Classifier) -> None:

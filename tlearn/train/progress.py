@@ -19,6 +19,7 @@ class Progress:
         metrics: of the last epoch.
         best: best value of the monitored metric so far, in any stage.
         best_epoch: when that was, counted from 1.
+        best_before_rollback: the rollback since which that epoch has been run anew, and its record is another; 0: none.
         stage_best: best value in this stage.
         waited: epochs since then.
         validation_due: an epoch's steps are over, and its validation is not.
@@ -38,6 +39,7 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     best: float | None = None
     best_epoch: int = 0
+    best_before_rollback: int = 0
     stage_best: float | None = None
     waited: int = 0
     validation_due: bool = False
@@ -57,15 +59,19 @@ class Progress:
         self.stage_best, self.waited = None, 0
 
     def judge(self, value: float, *, epoch: int, smaller_is_better: bool, min_delta: float) -> bool:
-        """Take note of an epoch's value of the monitored metric. True when it is the best of the run."""
+        """Take note of an epoch's value of the monitored metric. True when it is the best of the run.
+
+        The first of equals is, or the first whose record there still is.
+        """
         sign = -1.0 if smaller_is_better else 1.0
         if self.stage_best is None or sign * (value - self.stage_best) > min_delta:
             self.stage_best, self.waited = value, 0
         else:
             self.waited += 1
-        if self.best is not None and sign * (value - self.best) <= 0:
+        has_no_record = value == self.best and self.best_before_rollback > 0
+        if self.best is not None and sign * (value - self.best) <= 0 and not has_no_record:
             return False
-        self.best, self.best_epoch = value, epoch
+        self.best, self.best_epoch, self.best_before_rollback = value, epoch, 0
         return True
 
     def back_to(self, saved: Progress, factor: float) -> Progress:
@@ -79,5 +85,7 @@ class Progress:
         """
         rates = self.rates | {str(self.stage): self.rate * factor}
         gone_back = replace(saved, rollbacks=self.rollbacks + 1, rates=rates, seconds=self.seconds)
-        gone_back.best, gone_back.best_epoch = self.best, self.best_epoch
+        if (self.best, self.best_epoch) != (saved.best, saved.best_epoch):
+            gone_back.best, gone_back.best_epoch = self.best, self.best_epoch
+            gone_back.best_before_rollback = self.best_before_rollback or gone_back.rollbacks
         return gone_back

@@ -83,7 +83,7 @@ class Outcome:
         summary: as it will be written.
         confusion: of the validation images (classes, classes); None: there is no such matrix.
         weights: which the model has, in words.
-        model_epoch: which epoch they were the best of; None: they are the last.
+        model_epoch: which epoch they were the best of; None: they are the last, or that epoch has no record any more.
         features: what came of keeping them, by the names of stages.
     """
 
