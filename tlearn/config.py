@@ -286,13 +286,13 @@ class OptimizerConfig:
     l2_shrinkage_regularization_strength: float | None = option(None, "ftrl")
     beta: float | None = option(None, "ftrl")
     beta_2_decay: float | None = option(None, "adafactor")
-    epsilon_1: float | None = option(None, "adafactor")
+    epsilon_1: float | None = option(None, "adafactor; null: 1e-14, since Keras' 1e-30 is lost in float32")
     epsilon_2: float | None = option(None, "adafactor")
     clip_threshold: float | None = option(None, "adafactor")
     relative_step: bool | None = option(None, "adafactor")
     adam_beta_1: float | None = option(None, "muon")
     adam_beta_2: float | None = option(None, "muon")
-    adam_weight_decay: float | None = option(None, "muon")
+    adam_weight_decay: float | None = option(None, "muon, of all but matrices; null: weight_decay")
     adam_lr_ratio: float | None = option(None, "muon")
     muon_a: float | None = option(None, "muon")
     muon_b: float | None = option(None, "muon")
@@ -301,7 +301,7 @@ class OptimizerConfig:
     rms_rate: float | None = option(None, "muon")
     warmup_steps: int | None = option(None, "schedule_free_adamw")
     weight_decay: float | None = option(
-        None, "decoupled, per step times the rate; biases and norms are skipped; 0 turns an inherited one off"
+        None, "decoupled, per step times the rate; not of biases, norms and GeM's p; 0 turns an inherited one off"
     )
     clip_norm: float | None = option(None, "clip each variable's gradient to this norm")
     clip_value: float | None = option(None, "clip each element of the gradient")
@@ -309,7 +309,7 @@ class OptimizerConfig:
     accumulate: int | None = option(None, "batches whose gradients are averaged for one update; null: 1")
     ema: float | None = option(None, "momentum of an average of the weights, used to evaluate and to save; null: off")
     block_decay: float | None = option(
-        None, "learning rate of each block as a share of the one above; not of weight decay"
+        None, "learning rate of each block as a share of the one above; weight decay is scaled with it"
     )
     schedule: LearningRateConfig = option(LearningRateConfig(), "the learning rate over the stage")
 

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tlearn.config import Duration, LearningRateConfig, LearningRateSchedule
+from tlearn.paths import shipped
 from tlearn.train.api import Prepared, prepare
 from tlearn.train.loop import Loop
 from tlearn.train.optimizers import in_steps, learning_rate
@@ -139,9 +140,10 @@ def test_a_step_of_sgd_is_the_gradient_times_the_rate(tiny_config: Make) -> None
         np.testing.assert_allclose(moved[key], -0.5 * expected[id(variable)], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lion"])
-def test_weight_decay_leaves_biases_and_norms_alone(name: str, tiny_config: Make) -> None:
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "muon"])
+def test_weight_decay_leaves_biases_norms_and_gem_alone(name: str, tiny_config: Make) -> None:
     overrides = [*ALL, "schedule.stages.0.batch_norm=train", f"optimizer={name}", "optimizer.learning_rate=0.1"]
+    overrides.append("head.pooling=gem")
     moved = []
     for decay in (0.0, 0.5):
         prepared = prepare(tiny_config(*overrides, f"optimizer.weight_decay={decay}"))
@@ -150,14 +152,28 @@ def test_weight_decay_leaves_biases_and_norms_alone(name: str, tiny_config: Make
         moved.append(changes(before, values(prepared)))
     names = set(prepared.plan.stages[0].variables)
     kernels = {key for key in names if key.endswith("kernel")}
-    assert {key.rpartition("/")[2] for key in names - kernels} == {"bias", "gamma", "beta"}
+    assert {key.rpartition("/")[2] for key in names - kernels} == {"bias", "gamma", "beta", "p"}
     for key in kernels:
         np.testing.assert_allclose(moved[1][key] - moved[0][key], -0.1 * 0.5 * before[key], atol=1e-6)
     for key in names - kernels:
         np.testing.assert_array_equal(moved[1][key], moved[0][key])
 
 
-@pytest.mark.parametrize(("name", "weight_decay"), [("sgd", 0.0), ("sgd", 0.5), ("adam", 0.0), ("adamw", 0.5)])
+def test_muon_decays_what_it_leaves_to_adam_by_itself_where_asked(tiny_config: Make) -> None:
+    decays = ("optimizer.weight_decay=0", "optimizer.adam_weight_decay=0.5")
+    prepared = prepare(tiny_config(*ALL, "optimizer=muon", "optimizer.learning_rate=0.1", *decays))
+    session, before = session_of(prepared), values(prepared)
+    variables = session.model.trainable_variables
+    session.model.optimizer.apply([tf.zeros_like(variable.value) for variable in variables], variables)
+    after = values(prepared)
+    for key in prepared.plan.stages[0].variables:
+        kept = 0.95 if key.endswith("_conv/kernel") else 1.0
+        np.testing.assert_allclose(after[key], kept * before[key], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight_decay"), [("sgd", 0.0), ("sgd", 0.5), ("adam", 0.0), ("adamw", 0.5), ("muon", 0.5)]
+)
 def test_block_decay_shrinks_the_rate_block_by_block(name: str, weight_decay: float, tiny_config: Make) -> None:
     moved = []
     for decay in ("null", "0.5"):
@@ -176,6 +192,22 @@ def test_block_decay_shrinks_the_rate_block_by_block(name: str, weight_decay: fl
         assert np.abs(moved[0][key]).max() > 0
         np.testing.assert_allclose(moved[1][key], factor * moved[0][key], rtol=1e-3, atol=1e-7)
     assert checked == set(factors.values())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (shipped("configs") / "optimizer").glob("*.yaml")))
+def test_every_shipped_optimizer_bears_channels_without_a_gradient(name: str, tiny_config: Make) -> None:
+    prepared = prepare(tiny_config(*ALL, f"optimizer={name}"))
+    for key, variable in prepared.classifier.variables().items():
+        if key.endswith("_norm/beta"):  # a ReLU follows
+            variable.assign([-1e3, *variable.numpy()[1:]])
+    session, before = session_of(prepared), values(prepared)
+    kernel = prepared.classifier.variables()["mid_conv/kernel"]
+    assert not gradients(session, *batch())[id(kernel)][:, :, 0].any()
+    for number in range(3):
+        assert np.isfinite(float(session.model.train_step(batch(number))["loss"]))
+    after = values(prepared)
+    assert all(np.isfinite(value).all() for value in after.values())
+    assert all((after[key] != before[key]).any() for key in prepared.plan.stages[0].variables if "kernel" in key)
 
 
 @pytest.mark.parametrize("clip", ["clip_norm", "clip_value", "clip_global_norm"])

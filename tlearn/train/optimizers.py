@@ -54,8 +54,15 @@ _NOT_FOR_KERAS = {"name", "learning_rate", "schedule", "block_decay", *SHARED}
 # options that make sense below one only: averages and momenta
 _BELOW_ONE = ("momentum", "rho", "beta_1", "beta_2", "adam_beta_1", "adam_beta_2")
 _NOT_NEGATIVE = ("weight_decay", "adam_weight_decay", "initial_accumulator_value", *_FTRL_REGULARIZATION)
-# variables that weight decay leaves alone: they are few, and shrinking them does not regularise
-_NO_DECAY = ["bias", "gamma", "beta"]
+# Keras multiplies averages over rows and columns before it takes the root. Where a channel gets no gradient both are
+# epsilon_1, and the product is lost in float32 with the 1e-30 of the paper and of Keras: 0/0, not a number. With 1e-14
+# it is held for gradients up to 10^4 (root mean square, measured; 1e-15: 3000); those well above 1e-7 do not feel it.
+_ADAFACTOR_EPSILON_1 = 1e-14
+# names of variables that weight decay leaves alone: they are few, and shrinking them does not regularise. The last is
+# the exponent of GeM, by its whole name; what is matched is that of TensorFlow's variable, "head_pool/p:0"
+_NO_DECAY = ["bias", "gamma", "beta", r"(?:^|/)p(?:/replica_\d+)?(?::0)?$"]
+# attributes of an optimizer that say how much to decay; the second is Muon's, for what it leaves to Adam
+_DECAYS = ("weight_decay", "adam_weight_decay")
 # attributes of an optimizer whose variables are not state that the next stage goes on from
 _NOT_CARRIED = {"_iterations", "_learning_rate", "_accumulated_gradients", "_trainable_variables", "_variables"}
 
@@ -102,9 +109,14 @@ def _stage_schedule(run: LearningRateConfig, stage: LearningRateConfig) -> Learn
 
 
 def own_options(optimizer: OptimizerConfig) -> dict[str, Any]:
-    """The options that are set and that belong to one optimizer rather than to all."""
+    """The options that belong to one optimizer rather than to all: those that are set, and two defaults of ours."""
     fields = dataclasses.asdict(optimizer)
-    return {key: value for key, value in fields.items() if key not in _NOT_FOR_KERAS and value is not None}
+    options = {key: value for key, value in fields.items() if key not in _NOT_FOR_KERAS and value is not None}
+    if optimizer.name == "adafactor":
+        options.setdefault("epsilon_1", _ADAFACTOR_EPSILON_1)
+    if optimizer.name == "muon" and optimizer.weight_decay is not None:  # Keras' own is of matrices alone
+        options.setdefault("adam_weight_decay", optimizer.weight_decay)
+    return options
 
 
 def check_optimizer(optimizer: OptimizerConfig, where: str) -> Iterator[Problem]:
@@ -218,8 +230,7 @@ def build_optimizer(
     made = (_with_factors(kind, factors) if factors else kind)(
         learning_rate=rate, use_ema=optimizer.ema is not None, name=optimizer.name, **own_options(optimizer), **shared
     )
-    if made.weight_decay:
-        made.exclude_from_weight_decay(var_names=_NO_DECAY)
+    made.exclude_from_weight_decay(var_names=_NO_DECAY)
     return made
 
 
@@ -230,8 +241,6 @@ def _with_factors(kind: Any, factors: Mapping[str, float]) -> Any:
     """
 
     class PerVariableRate(kind):
-        weight_decay: float | None
-
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             # what comes in is TensorFlow's own variable, which has no path
             path = self._trainable_variables[self._get_variable_index(variable)].path
@@ -241,11 +250,13 @@ def _with_factors(kind: Any, factors: Mapping[str, float]) -> Any:
             by_factor: dict[float, list[Any]] = {}
             for variable in variables:
                 by_factor.setdefault(factors.get(variable.path, 1.0), []).append(variable)
-            decay = self.weight_decay
+            decays = {name: getattr(self, name) for name in _DECAYS if getattr(self, name, None) is not None}
             for factor, members in by_factor.items():
-                self.weight_decay = decay and decay * factor  # read while the step is traced
+                for name, decay in decays.items():
+                    setattr(self, name, decay * factor)  # read while the step is traced
                 super()._apply_weight_decay(members)
-            self.weight_decay = decay
+            for name, decay in decays.items():
+                setattr(self, name, decay)
 
     return PerVariableRate
 
