@@ -170,7 +170,7 @@ def _source(path: str, columns: Columns, max_pixels: int, several: bool) -> File
     if several:
         fix = "give a table (.csv, .tsv, .parquet) with a column of labels"
         raise DataError(Problem("--data", f"{path} is no table: a folder gives an image one class, not several", fix))
-    return index_folder(path, max_pixels=max_pixels)
+    return index_folder(path, max_pixels=max_pixels, empty_classes=True)  # ``check_every_class`` speaks of them
 
 
 def divide_other_data(config: DataConfig, image_size: int) -> Data:

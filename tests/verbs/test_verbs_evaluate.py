@@ -249,6 +249,15 @@ def test_every_class_has_images(network: tlearn.Network, numbers: Path, draw: Ca
     shutil.rmtree(numbers / "8")
     with pytest.raises(tlearn.UserError, match="no image of 1 of 10 classes: '8'"):
         network.evaluate(numbers)
+    (numbers / "8").mkdir()
+    with pytest.raises(tlearn.UserError, match=r"no image of 1 of 10 classes: '8'(?s:.)*--allow-missing-classes"):
+        network.evaluate(numbers)
+    found = network.evaluate(numbers, resamples=100, allow_missing=True)
+    assert (found.classes[8].support, len(found.outputs.unreadable)) == (0, 1)
+    (numbers / "nothing" / "0").mkdir(parents=True)
+    with pytest.raises(tlearn.UserError, match="nothing holds no images"):
+        network.evaluate(numbers / "nothing", allow_missing=True)
+    shutil.rmtree(numbers / "nothing")
     (numbers / "probe.csv").write_text("path,label,split\n0/0.png,0,train\n1/1.png,1,train\n0/3.png,0,val\n")
     with pytest.raises(tlearn.UserError, match="the val images: no image of 1 of 2 classes: '1'"):
         network.evaluate(numbers / "probe.csv", method="knn", columns=Columns(split="split"))

@@ -40,8 +40,13 @@ _WHERE = "data.path"
 _LAYOUT = "expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg and FOLDER/val/CLASS/image.jpg"
 
 
-def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource:
+def index_folder(path: str | os.PathLike[str], *, max_pixels: int, empty_classes: bool = False) -> FileSource:
     """List the images of a folder; no file is opened.
+
+    Args:
+        path: of the folder.
+        max_pixels: larger images are refused.
+        empty_classes: a class folder may be without images, as long as another one has some.
 
     Raises:
         DataError: the folder is missing, may not be read, holds no class folders, or a class folder has no image.
@@ -58,10 +63,12 @@ def index_folder(path: str | os.PathLike[str], *, max_pixels: int) -> FileSource
                 keys.append(os.path.relpath(path, root))
                 stamps.extend(stamp_of(path))
             found = len(keys) - before
-            if not found and split in (Split.train, Split.unused):
+            if not found and not empty_classes and split in (Split.train, Split.unused):
                 raise _no_images(top / name)
             labels.append(np.full(found, label, np.int32))
             splits.append(np.full(found, split, np.int8))
+    if not len(keys):
+        raise _no_images(root)
     table = ImageTable(
         keys.build(),
         np.concatenate(labels),
