@@ -248,6 +248,36 @@ def test_batches_that_make_no_update_are_noted(tiny_config: Make) -> None:
     assert plan.stages[0].notes == ("the last 5 of 12 batches make no update: accumulate=7",)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "notes"),
+    [
+        (", carry_slots: true", "", (("carry_slots has no effect: there is no stage before",), ())),
+        ("", ", carry_slots: true", ((), ())),
+        (
+            "",
+            ", carry_slots: true, optimizer: {name: sgd}",
+            ((), ("carry_slots has no effect: stage a trains with adam, this one with sgd",)),
+        ),
+        (
+            ", optimizer: {schedule: {warmup: {epochs: 3}}}",
+            ", optimizer: {schedule: {warmup: {epochs: 1}}}",
+            (("the warm-up takes all of its 6 steps, not 18: the stage is shorter",), ()),
+        ),
+        (
+            ", early_stopping: {min_delta: 0.1}",
+            ", early_stopping: {min_delta: 0.1, patience: 2}",
+            (("early_stopping.min_delta has no effect without early_stopping.patience",), ()),
+        ),
+    ],
+)
+def test_the_plan_says_what_has_no_effect(
+    first: str, second: str, notes: tuple[tuple[str, ...], ...], tiny_config: Make
+) -> None:
+    stages = f"[{{name: a, epochs: 1{first}}}, {{name: b, epochs: 1{second}}}]"
+    plan = prepare(tiny_config(f"schedule.stages={stages}")).plan
+    assert tuple(stage.notes for stage in plan.stages) == notes
+
+
 def test_the_batch_norm_policy_moves_only_what_is_unfrozen(tiny_config: Make) -> None:
     for policy, moving in (("inference", set()), ("train", {"mid_norm", "top_norm"})):
         prepared = prepare(

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from tlearn.backbones import check_backbone, check_unfreeze, get_spec
-from tlearn.config import Check, ClassWeights, Config, DataCache, Duration, OnError, OptimizerConfig, Stage
+from tlearn.config import (
+    Check,
+    ClassWeights,
+    Config,
+    DataCache,
+    Duration,
+    LearningRateConfig,
+    LearningRateSchedule,
+    OnError,
+    OptimizerConfig,
+    Stage,
+)
 from tlearn.data import check_augment_config, check_data_config, peek_classes
 from tlearn.errors import ConfigError, Problem, UserError
 from tlearn.heads import check_head
@@ -19,6 +30,14 @@ from tlearn.train.optimizers import check_duration, check_optimizer, stage_optim
 from tlearn.train.run import resolve_weights
 
 _SWITCHES = ("auto", "on", "off", True, False)
+_PERIODS = (LearningRateSchedule.exponential, LearningRateSchedule.step)
+# options of the learning rate: the schedules that have them
+_OF_SCHEDULES = {
+    "final": (LearningRateSchedule.cosine, LearningRateSchedule.polynomial),
+    "power": (LearningRateSchedule.polynomial,),
+    "rate": _PERIODS,
+    "every": _PERIODS,
+}
 
 
 def check_config(config: Config) -> None:
@@ -150,6 +169,7 @@ def _check_stage(config: Config, stage: Stage, where: str) -> Iterator[Problem]:
         yield from check_unfreeze(stage.unfreeze, get_spec(config.backbone.name), f"{where}.unfreeze")
     own = stage.optimizer.name is not None or stage.optimizer != OptimizerConfig()
     yield from check_optimizer(stage_optimizer(config, stage), f"{where}.optimizer" if own else "optimizer")
+    yield from _check_learning_rate(config, stage, where)
     if not _is_one_of(stage.xla, (None, *_SWITCHES)):
         yield Problem(f"{where}.xla", f"must be auto, on or off, received {stage.xla!r}")
     if stage.label_smoothing is not None:
@@ -157,6 +177,28 @@ def _check_stage(config: Config, stage: Stage, where: str) -> Iterator[Problem]:
     patience = stage.early_stopping.patience
     if patience is not None and patience < 1:
         yield Problem(f"{where}.early_stopping.patience", f"must be 1 or more, received {patience}")
+    if not stage.early_stopping.min_delta >= 0:
+        what = f"must be 0 or more, received {stage.early_stopping.min_delta}"
+        yield Problem(f"{where}.early_stopping.min_delta", what, "whether larger is better is known of the metric")
+
+
+def _check_learning_rate(config: Config, stage: Stage, where: str) -> Iterator[Problem]:
+    """Options that the schedule of a stage's learning rate does not have, and a warm-up beyond the stage."""
+    used, own, unset = stage_optimizer(config, stage).schedule, stage.optimizer.schedule, LearningRateConfig()
+
+    def key_of(option: str) -> str:
+        is_own = getattr(own, option) != getattr(unset, option)
+        return f"{where}.optimizer.schedule" if is_own else "optimizer.schedule"
+
+    name = used.name or LearningRateSchedule.constant
+    for option, schedules in _OF_SCHEDULES.items():
+        if name not in schedules and getattr(used, option) != getattr(unset, option):
+            names = " or ".join(schedule.value for schedule in schedules)
+            fix = f"{key_of(option)}.name={names}"
+            yield Problem(f"{key_of(option)}.{option}", f"a {name.value} learning rate has no such option", fix)
+    percent = used.warmup.percent
+    if percent is not None and percent > 100:
+        yield Problem(f"{key_of('warmup')}.warmup.percent", f"must be at most 100, received {percent:g}")
 
 
 def _check_classes(config: Config) -> Iterator[Problem]:

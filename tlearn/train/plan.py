@@ -189,7 +189,7 @@ def _plan_stage(
         first_epoch=first_epoch,
         optimizer=describe_optimizer(config, stage),
         features=features.next_stage(),
-        notes=tuple(_stage_notes(config, stage, steps)),
+        notes=tuple(_stage_notes(config, stage, steps, steps_per_epoch)),
     )
 
 
@@ -246,12 +246,30 @@ def _plain(selector: Any) -> str:
     return str(selector)
 
 
-def _stage_notes(config: Config, stage: Stage, steps: int) -> list[str]:
-    notes = []
-    accumulate = stage_optimizer(config, stage).accumulate or 1
+def _stage_notes(config: Config, stage: Stage, steps: int, steps_per_epoch: int) -> list[str]:
+    notes, optimizer = [], stage_optimizer(config, stage)
+    accumulate = optimizer.accumulate or 1
     if steps % accumulate:
         notes.append(f"the last {steps % accumulate} of {steps} batches make no update: accumulate={accumulate}")
+    lengths = {"total": steps, "steps_per_epoch": steps_per_epoch, "batch_size": config.data.batch_size}
+    warmup = in_steps(optimizer.schedule.warmup, **lengths)
+    if warmup > steps:
+        notes.append(f"the warm-up takes all of its {steps} steps, not {warmup}: the stage is shorter")
+    if stage.carry_slots and (why := _nothing_to_carry(config, stage)):
+        notes.append(f"carry_slots has no effect: {why}")
+    if stage.early_stopping.min_delta and stage.early_stopping.patience is None:
+        notes.append("early_stopping.min_delta has no effect without early_stopping.patience")
     return notes
+
+
+def _nothing_to_carry(config: Config, stage: Stage) -> str:
+    """Why a stage cannot take optimizer state from the one before; empty where it can."""
+    stages = config.schedule.stages
+    index = [other.name for other in stages].index(stage.name)
+    if index == 0:
+        return "there is no stage before"
+    before, own = (stage_optimizer(config, each).name for each in (stages[index - 1], stage))
+    return "" if before == own else f"stage {stages[index - 1].name} trains with {before}, this one with {own}"
 
 
 def _notes(config: Config, data: Data, classifier: Classifier) -> list[str]:
