@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -272,5 +273,10 @@ def _indices(names: tuple[str, ...], classes: tuple[str, ...], wordnet: tuple[st
     count = Counter(classes)
     known = {name: index for index, name in enumerate(classes) if count[name] == 1}
     known |= {name: index for index, name in enumerate(wordnet or ())}
-    found = [known.get(name, known.get(name.replace("_", " "), -1)) for name in names]
+    composed = {normalize("NFC", name): index for name, index in known.items()}  # file systems may take accents apart
+
+    def output(name: str) -> int:
+        return known.get(name, known.get(name.replace("_", " "), composed.get(normalize("NFC", name), -1)))
+
+    found = [output(name) for name in names]
     return np.array(found, np.int64)

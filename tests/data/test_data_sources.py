@@ -18,6 +18,7 @@ from tlearn.config import (
     JpegCompression,
     RandAugment,
     RandomResizedCrop,
+    Resize,
 )
 from tlearn.data import (
     ArraySource,
@@ -189,6 +190,7 @@ def test_an_unknown_source():
         ({"val_fraction": 0.6, "test_fraction": 0.4}, "data.val_fraction"),
         ({"crop_fraction": 0.0}, "data.crop_fraction"),
         ({"crop_fraction": 1.1}, "data.crop_fraction"),
+        ({"crop_fraction": 0.5, "resize": Resize.pad}, "data.crop_fraction"),
         ({"per_class": 0}, "data.per_class"),
         ({"name": "glyphs", "count": 0}, "data.count"),
         ({"max_pixels": 0}, "data.max_pixels"),

@@ -82,6 +82,30 @@ def test_absolute_paths_below_the_root(images):
     assert data.source.read(3)[0, 0, 0] == 3
 
 
+@pytest.mark.parametrize("root", ["real", "link"])
+def test_absolute_paths_by_another_name_of_the_root(images, root):
+    """Through a link to the root, past it, and through a link to a folder in it."""
+    (images / "real").mkdir()
+    (images / "img").rename(images / "real/img")
+    (images / "link").symlink_to(images / "real")
+    (images / "inner").symlink_to(images / "real/img")
+    tops = [images / "real/img", images / "link/img", images / "inner"]
+    paths = [str(tops[index % 3] / f"{index}.png") for index in range(9)] + ["img/9.png"]
+    data = load(write(images / "t.csv", {"path": paths, "label": LABELS}), root=str(images / root))
+    assert [data.table.key(row) for row in range(10)] == PATHS
+    (images / "out").symlink_to(images)
+    for outside in (
+        images / "out/t.csv",
+        images / "inner/../../t.csv",
+        images / "link/../t.csv",
+        "/etc/passwd",
+        "//a/b",
+    ):
+        file = write(images / "t.csv", {"path": [str(outside), *paths[1:]], "label": LABELS})
+        with pytest.raises(DataError, match=r"row 1: a path outside .* \(1 such rows\)"):
+            load(file, root=str(images / root))
+
+
 def test_several_labels_per_image(images):
     labels = ["sea|sky", "sky", "", "sea | sky|sea", "sand", "sand|sky", "sky", "sea", "sand", "sky|"]
     file = write(images / "t.csv", {"path": PATHS, "label": labels})
@@ -160,6 +184,23 @@ class TestWrongTables:
     def test_empty_label(self, images):
         self.wrong(self.columns(images, label=[*LABELS[:9], " "]), "row 10", "an empty label")
         self.wrong(self.columns(images, label=[None, *LABELS[1:]]), "row 1", "an empty label")
+
+    def test_a_missing_number_is_no_label(self, images):
+        numbers = [1.0, 2.0] * 4 + [float("nan"), 1.0]
+        file = write(images / "t.parquet", {"path": PATHS, "label": pa.array(numbers)})
+        self.wrong(file, "row 9", "an empty label (1 such rows)")
+        file = write(images / "t.parquet", {"path": PATHS, "label": pa.array([*numbers[:8], 2.0, 1.0])})
+        assert load(file).classes == ("1", "2")
+
+    def test_lists_of_labels(self, images):
+        file = write(images / "t.parquet", {"path": PATHS, "label": [["sea", "sky"]] * 10})
+        self.wrong(file, "data.label_column", "'label'", "list<", "data.label_separator")
+        assert check_data_config(config(file)), "before the run begins"
+
+    def test_labels_that_differ_in_no_visible_way(self, images):
+        labels = ["caf\xe9", "cafe\u0301"] * 5
+        self.wrong(self.columns(images, label=labels), "column 'label'", r"caf\xe9", r"cafe\u0301")
+        self.wrong(self.columns(images, label=labels), r"caf\xe9", r"cafe\u0301", label_separator="|")
 
     def test_no_label_at_all(self, images):
         self.wrong(self.columns(images, label=[""] * 10), "no labels at all", label_separator="|")

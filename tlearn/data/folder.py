@@ -4,12 +4,14 @@
     flowers/roses/2.jpg              flowers/val/daisy/2.jpg
 
 Hidden files and folders are passed over, and so is everything that is not named like an image. Class folders may hold
-folders of their own; symbolic links are followed, each real folder once. Everything is sorted, so that a row number
+folders of their own; symbolic links are followed, for each class each real folder once, but none to a folder that the
+class itself lies in. Everything is sorted, so that a row number
 means the same image wherever the folder lies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
 from collections import Counter
@@ -21,7 +23,7 @@ import numpy as np
 
 from tlearn.data.decode import EXTENSIONS
 from tlearn.data.source import FileSource, is_folder, stamp_of
-from tlearn.data.table import ImageTable, KeyBuilder, Split
+from tlearn.data.table import ImageTable, KeyBuilder, Split, look_alikes, shown_alike
 from tlearn.errors import DataError, Problem, visible
 
 SPLIT_NAMES = {
@@ -89,7 +91,7 @@ def class_folders(root: Path) -> tuple[tuple[str, ...], dict[Split, Path]]:
     if not tops:
         raise DataError(Problem(_WHERE, f"{root} holds no folders", _LAYOUT))
     if not splits or (len(splits) < len(tops) and len(splits) < 2):
-        return tuple(tops), {Split.unused: root}
+        return tuple(_classes_in(root)), {Split.unused: root}
     if len(splits) < len(tops):
         others = ", ".join(repr(name) for name in tops if name not in splits)
         raise DataError(Problem(_WHERE, f"{root} mixes split folders with others: {others}", _LAYOUT))
@@ -98,11 +100,13 @@ def class_folders(root: Path) -> tuple[tuple[str, ...], dict[Split, Path]]:
     by_split = {split: root / name for name, split in sorted(splits.items(), key=lambda item: item[1])}
     if Split.train not in by_split:
         raise DataError(Problem(_WHERE, f"{root} has {', '.join(splits)} but no train folder", _LAYOUT))
-    classes = _subfolders(by_split[Split.train])
+    classes = _classes_in(by_split[Split.train])
     if not classes:
         raise DataError(Problem(_WHERE, f"{by_split[Split.train]} holds no class folders", _LAYOUT))
     for split, top in by_split.items():
         extra = sorted(set(_subfolders(top)) - set(classes))
+        if alike := look_alikes([*classes, *extra]):
+            raise _alike(alike, f"{by_split[Split.train]} and {top} hold")
         if extra:
             raise DataError(
                 Problem(
@@ -112,6 +116,18 @@ def class_folders(root: Path) -> tuple[tuple[str, ...], dict[Split, Path]]:
                 )
             )
     return tuple(classes), by_split
+
+
+def _classes_in(folder: Path) -> list[str]:
+    classes = _subfolders(folder)
+    if alike := look_alikes(classes):
+        raise _alike(alike, f"{folder} holds")
+    return classes
+
+
+def _alike(alike: tuple[str, str], hold: str) -> DataError:
+    what = f"{hold} two folders that read the same but are written with other characters: {shown_alike(alike)}"
+    return DataError(Problem(_WHERE, what, "rename one of them; copying and pasting the other's name does it"))
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -133,9 +149,10 @@ def walk(
         list_unreadable: give the path of a folder that may not be read or lies too deep, instead of raising DataError.
         passed_over: told the path of every file that is not named like an image.
         seen: device and inode of the folders so far: links may lead in circles, or to one folder in a million ways.
+            None: of those that the folder lies in, since a link to them would list its neighbours.
         depth: of the folder.
     """
-    seen = set() if seen is None else seen
+    seen = _above(folder) if seen is None else seen
     try:
         entries = sorted(_entries(folder), key=lambda entry: entry.name)
         status = os.stat(folder)
@@ -158,6 +175,17 @@ def walk(
             yield entry.path
         else:
             passed_over(entry.path)
+
+
+def _above(folder: str) -> set[tuple[int, int]]:
+    """Device and inode of the folders that a folder lies in, by its path and by where links on it lead."""
+    identities = set()
+    for path in (os.path.abspath(folder), os.path.realpath(folder)):
+        for parent in Path(path).parents:
+            with contextlib.suppress(OSError):
+                status = os.stat(parent)
+                identities.add((status.st_dev, status.st_ino))
+    return identities
 
 
 class _Listing:

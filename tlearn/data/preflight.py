@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tlearn.config import AugmentConfig, DataConfig
+from tlearn.config import AugmentConfig, DataConfig, Resize
 from tlearn.data.sources import SOURCES
 from tlearn.errors import ConfigError, DataError, Problem
 
@@ -153,6 +153,9 @@ def _ranges(config: DataConfig) -> list[Problem]:
     if not 0 < config.crop_fraction <= 1:
         what = f"must be more than 0 and at most 1, not {config.crop_fraction}"
         problems.append(Problem("data.crop_fraction", what))
+    elif config.crop_fraction != _DEFAULTS.crop_fraction and config.resize is not Resize.crop:
+        what = f"has no effect: data.resize={config.resize.value} takes the whole image"
+        problems.append(Problem("data.crop_fraction", what, "leave it out, or set data.resize=crop"))
     if config.split_seed < 0:
         problems.append(Problem("data.split_seed", f"must be 0 or more, not {config.split_seed}"))
     return problems

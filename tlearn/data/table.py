@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -151,6 +152,25 @@ def key_array(keys: Iterable[str | bytes]) -> pa.LargeBinaryArray:
 def no_splits(count: int) -> NDArray[np.int8]:
     """Splits of data that has none of its own."""
     return np.full(count, Split.unused, np.int8)
+
+
+def look_alikes(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that a person cannot tell apart: their accents are written with other characters (Unicode, NFC, NFD).
+
+    File systems and archives of some systems take accents apart, so that one class may come under two names.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(normalize("NFC", name), name)
+        if other != name:
+            return other, name
+    return None
+
+
+def shown_alike(alike: tuple[str, str]) -> str:
+    """``look_alikes`` told apart by their characters."""
+    first, second = alike
+    return f"{first!r}, as {first!a} and {second!a}"
 
 
 def _offsets(keys: pa.LargeBinaryArray) -> NDArray[np.int64]:

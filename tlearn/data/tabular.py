@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tlearn.data.folder import SPLIT_NAMES
 from tlearn.data.source import OUTSIDE, FileSource, stamps_of
-from tlearn.data.table import ImageTable, no_splits
+from tlearn.data.table import ImageTable, look_alikes, no_splits, shown_alike
 from tlearn.errors import DataError, Problem, did_you_mean
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -116,6 +116,7 @@ def read_labels(
         column = pc.utf8_trim_whitespace(column)
         _refuse(pc.equal(column, ""), where, "an empty label", "name a class in each row")
         codes, classes = _coded(column)
+        _refuse_alike(classes, where)
         if len(column) >= _MANY and len(classes) == len(column):
             fix = f"is {name!r} really the label? choose another data.label_column"
             raise DataError(Problem(where, f"all {len(column):,} labels are different", fix))
@@ -127,6 +128,7 @@ def read_labels(
     codes, classes = _coded(values.filter(pa.array(named)))
     if not classes:
         raise DataError(Problem(where, "there are no labels at all"))
+    _refuse_alike(classes, where)
     labels = np.zeros((len(column), len(classes)), np.uint8)
     labels[images[named], codes] = 1
     return labels, classes
@@ -169,8 +171,25 @@ def check_columns(file: Path, columns: dict[str, str]) -> None:
         for option, name in columns.items()
         if name not in present
     ]
+    if not problems and file.suffix.lower() == ".parquet":
+        problems = _list_problems(file, columns)
     if problems:
         raise DataError(problems)
+
+
+def _list_problems(file: Path, columns: dict[str, str]) -> list[Problem]:
+    """Columns of lists, or of what else is no text; a label column of them is the usual case."""
+    schema = pq.read_schema(file)
+    several = "write several labels as one text, such as sea|sky, with data.label_separator='|'"
+    return [
+        Problem(
+            f"data.{option}",
+            f"column {name!r} of {file} cannot be read: it holds {schema.field(name).type}, not text",
+            several if option == "label_column" else "write one text a row",
+        )
+        for option, name in columns.items()
+        if pa.types.is_nested(schema.field(name).type)
+    ]
 
 
 def table_header(file: Path) -> list[str]:
@@ -211,6 +230,8 @@ def _unfolded_bytes(chunk: pa.Array) -> int:
 def _text(column: pa.ChunkedArray) -> pa.LargeStringArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):  # a missing number, as pandas writes it
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     text = pa.concat_arrays(pc.fill_null(column.cast(pa.large_string()), "").chunks)
     text.validate(full=True)  # a Parquet file may call bytes text that are none
     return text
@@ -234,15 +255,48 @@ def _paths(paths: pa.LargeStringArray, root: Path, file: Path, allow_outside: bo
     """Paths relative to the root; those that lead out of it are refused."""
     where = f"{file}, image paths"
     _refuse(pc.equal(paths, ""), where, "an empty path", "give the image's path in each row")
-    prefix = f"{os.path.abspath(root).rstrip(os.sep)}{os.sep}"
-    inside = pc.starts_with(paths, prefix)
-    relative = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(prefix)), paths)
+    relative = _without(paths, os.path.abspath(root))
+    if not allow_outside:
+        relative = _through_links(relative, root)
     outside = pc.or_(pc.starts_with(relative, os.sep), pc.match_substring_regex(relative, r"(^|/)\.\.(/|$)"))
     if not allow_outside:
         _refuse(outside, where, f"a path outside {root}", _OUTSIDE_FIX)
     return relative
 
 
+def _without(paths: pa.LargeStringArray, top: str, within: str = "") -> pa.LargeStringArray:
+    """Paths that begin with a folder, relative to the root, in which that folder is ``within``; others as they are."""
+    prefix = f"{top.rstrip(os.sep)}{os.sep}"
+    rest = pc.utf8_slice_codeunits(paths, len(prefix))
+    if within:
+        rest = pc.binary_join_element_wise(
+            pa.scalar(within, pa.large_string()), rest, pa.scalar(os.sep, pa.large_string())
+        )
+    return pc.if_else(pc.starts_with(paths, prefix), rest, paths)
+
+
+def _through_links(paths: pa.LargeStringArray, root: Path) -> pa.LargeStringArray:
+    """Absolute paths that lie in the root by another name of it, or of a folder in it, relative to the root."""
+    real = os.path.realpath(root)
+    first = -1
+    for _ in range(_MOST_NAMES):
+        first = pc.index(pc.starts_with(paths, os.sep), True, start=first + 1).as_py()
+        if first < 0:
+            break
+        path = paths[first].as_py()
+        folders = [] if "\0" in path else [part for part in reversed(Path(path).parents) if ".." not in part.parts]
+        known = next((folder for folder in folders if _lies_in(os.path.realpath(folder), real)), None)
+        if known is not None:
+            within = os.path.relpath(os.path.realpath(known), real)
+            paths = _without(paths, os.fspath(known), "" if within == os.curdir else within)
+    return paths
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return os.path.commonpath((path, folder)) == folder
+
+
+_MOST_NAMES = 20  # of one root, in one table
 _OUTSIDE_FIX = "set data.root to a folder above all images, or allow it: data.allow_outside_root=true"
 
 
@@ -272,6 +326,13 @@ def _coded(values: pa.LargeStringArray) -> tuple[NDArray[np.int64], tuple[str, .
     rank = np.empty(len(names), np.int64)
     rank[order] = np.arange(len(names))
     return rank[encoded.indices.to_numpy()], tuple(names[code] for code in order)
+
+
+def _refuse_alike(classes: tuple[str, ...], where: str) -> None:
+    """Raise DataError when two labels differ in nothing that a person sees."""
+    if alike := look_alikes(classes):
+        what = f"two labels read the same but are written with other characters: {shown_alike(alike)}"
+        raise DataError(Problem(where, what, "write both with the same characters (Unicode's form NFC)"))
 
 
 def _refuse(wrong: pa.BooleanArray, where: str, what: str, fix: str, values: Any = None) -> None:
