@@ -7,6 +7,26 @@ them are to be had from ``tlearn.config`` too, beside the fields they are for.
 from __future__ import annotations
 
 from enum import Enum
+from typing import TypeVar
+
+from tlearn.errors import ConfigError, Problem, did_you_mean
+
+Word = TypeVar("Word", bound=Enum)
+
+
+def choice(words: type[Word], given: Word | str, where: str) -> Word:
+    """One of a field's words, as the Python API takes it. Raises ConfigError for others, with the nearest.
+
+    Args:
+        words: the field's enumeration.
+        given: one of them, or its spelling.
+        where: name of the argument.
+    """
+    known = {word.value: word for word in words}
+    name = given.value if isinstance(given, words) else given
+    if name not in known:
+        raise ConfigError(Problem(where, f"is {name!r}", did_you_mean(str(name), known)))
+    return known[name]
 
 
 class Pooling(Enum):

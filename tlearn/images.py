@@ -30,7 +30,8 @@ from tlearn.data.tabular import index_table, read_paths, table_header
 from tlearn.errors import DataError, Problem, UserError
 
 ImageInput = Any
-"""Paths of images or folders, one or several; or arrays: one image (h, w, 3), many (n, h, w, 3), or a list of them."""
+"""Paths of images or folders, one or several; or arrays: one image (h, w, 3), many (n, h, w, 3), or a list of them.
+Pillow images of mode RGB are arrays too."""
 
 _AHEAD = 2  # batches read while one is being computed
 
@@ -341,10 +342,13 @@ class ArrayImages:
         return f"image {row}"
 
     def load(self, row: int, reading: Reading) -> NDArray[Any]:
-        """The square, uint8 or float32 (S, S, 3). Raises DataError when floats have another shape or range."""
+        """The square, uint8 or float32 (S, S, 3).
+
+        Raises:
+            DataError: values are no numbers of 0..255, or fill 0..1 alone; or others than uint8 have another shape.
+        """
         array = np.asarray(self._arrays[row])
-        if array.dtype != np.uint8 and (array.min() < 0 or 0 < array.max() <= 1):
-            what = f"has values from {array.min():g} to {array.max():g}"
+        if what := _wrong_values(array):
             raise DataError(Problem(self.name(row), what, "give RGB in 0..255: the network prepares it itself"))
         if array.shape[:2] == (reading.image_size, reading.image_size):
             return array if array.dtype == np.uint8 else array.astype(np.float32)
@@ -354,8 +358,20 @@ class ArrayImages:
         return reading.square(array)
 
     def picture(self, row: int, reading: Reading) -> NDArray[np.uint8]:
-        """The whole image, uint8 (h, w, 3)."""
-        return np.asarray(self._arrays[row]).clip(0, 255).astype(np.uint8)
+        """The whole image, uint8 (h, w, 3), of values that ``load`` takes."""
+        return np.asarray(self._arrays[row]).astype(np.uint8)
+
+
+def _wrong_values(array: NDArray[Any]) -> str:
+    """What is wrong with the values of an image; empty when nothing is."""
+    if array.dtype == np.uint8:
+        return ""
+    if array.dtype.kind not in "uif":
+        return f"holds {array.dtype}, not numbers"
+    if not np.isfinite(array).all():
+        return "has values that are NaN or infinite"
+    least, largest = float(array.min()), float(array.max())
+    return f"has values from {least:g} to {largest:g}" if least < 0 or 0 < largest <= 1 or largest > 255 else ""
 
 
 def as_images(images: ImageInput) -> Images:
@@ -365,7 +381,7 @@ def as_images(images: ImageInput) -> Images:
         images: see ``ImageInput``; one that is ``Images`` already is given back.
 
     Raises:
-        DataError: an array is no image.
+        DataError: an array is no image, or it is neither paths nor arrays.
     """
     if isinstance(images, FileImages | ArrayImages):
         return images
@@ -373,6 +389,11 @@ def as_images(images: ImageInput) -> Images:
         return find_images([images])
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
         return find_images(images)
+    if isinstance(images, Image.Image):
+        return ArrayImages([np.asarray(images)])
     if hasattr(images, "__array__") and np.ndim(images) == 3:
         return ArrayImages([np.asarray(images)])
+    if not isinstance(images, Iterable):
+        what = f"are {type(images).__name__}, neither paths nor arrays"
+        raise DataError(Problem("images", what, "give paths, or arrays (height, width, 3), RGB in 0..255"))
     return ArrayImages(np.asarray(images) if hasattr(images, "__array__") else list(images))

@@ -5,9 +5,11 @@ A layer is named as ``python -m tlearn.backbones NAME`` lists it: by its stable 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from tlearn.backbones import Backbone, stable_names
 from tlearn.config import Pooling
@@ -95,6 +97,20 @@ class Layers:
         own = str(layer.name)
         names = {id(known): name for known, name in zip(self._backbone.layers, self._backbone.names, strict=True)}
         return names.get(id(layer), own)
+
+
+def named_layers(layer: Any) -> tuple[list[Layer], bool]:
+    """The layers that a caller asked for, NumPy's whole numbers too, and whether they came as several.
+
+    Raises:
+        UserError: something else than a name or an index.
+    """
+    several = isinstance(layer, Iterable) and not isinstance(layer, str)
+    named = [int(each) if isinstance(each, np.integer) else each for each in (layer if several else [layer])]
+    for each in named:
+        if not isinstance(each, str | int):
+            raise UserError(Problem("layer", f"is {each!r}", "give a name, an index, or a list of them"))
+    return named, several
 
 
 def poolings(pooling: Pooling | str | None) -> Pooling:

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlearn.backbones import Backbone
+from tlearn.choices import choice
 from tlearn.config import OnError, Pooling, PrefixEngine
 from tlearn.data import Reading
 from tlearn.errors import DataError, Problem, UserError
 from tlearn.gradcam import SIDE, Explanation, class_support
 from tlearn.images import Batch, ImageInput, Images, as_images, batches
-from tlearn.layers import Layer, Layers
+from tlearn.layers import Layer, Layers, named_layers
 from tlearn.prediction import Guess, Prediction, find_class
 from tlearn.train.run import Run
 
@@ -101,9 +102,9 @@ class Network:
 
         Raises:
             DataError: an image cannot be read, with ``stop``.
-            UserError: the network has no classifier.
+            UserError: the network has no classifier, or an argument makes no sense.
         """
-        skip = OnError(on_error) is OnError.skip
+        skip = choice(OnError, on_error, "on_error") is OnError.skip
         asked = as_images(images)
         predictions: list[Prediction] = []
         for batch, found in self.predict_batches(asked, top=top, threshold=threshold, batch_size=batch_size):
@@ -116,6 +117,7 @@ class Network:
         self, images: Images, *, top: int = 5, threshold: float = 0.0, batch_size: int = 32
     ) -> Iterator[tuple[Batch, list[Prediction]]]:
         """Like ``predict``, batch by batch, with what could not be read in each ``Batch``."""
+        _check_counts(top=top, batch_size=batch_size)
         scores = self._classifier_output()
         for batch, (probabilities,) in self.compute(images, [scores], batch_size=batch_size):
             names = (images.name(int(row)) for row in batch.rows)
@@ -178,10 +180,11 @@ class Network:
 
         Raises:
             DataError: an image cannot be read.
-            UserError: there is no such layer.
+            UserError: there is no such layer, or an argument makes no sense.
         """
-        several = not (layer is None or isinstance(layer, str | int))
-        outputs = self.layers.tensors(layer if several else [layer] if layer is not None else [], pooling)  # type: ignore[arg-type, list-item]
+        _check_counts(batch_size=batch_size)
+        named, several = ([], False) if layer is None else named_layers(layer)
+        outputs = self.layers.tensors(named, pooling)
         columns = _columns(self.compute(as_images(images), list(outputs.values()), batch_size), list(outputs.values()))
         return dict(zip(outputs, columns, strict=True)) if several else columns[0]
 
@@ -200,13 +203,17 @@ class Network:
         if len(images) != 1:
             raise UserError(Problem("image", f"one image is explained at a time, got {len(images)}"))
         logits = self.logits
-        features = self.layers.feature_map if layer is None else self.layers.tensors([layer])[str(layer)]
+        features = (
+            self.layers.feature_map
+            if layer is None
+            else next(iter(self.layers.tensors(named_layers(layer)[0]).values()))
+        )
         name = self.layers.name_of(features)
         if len(features.shape) != 4:
             raise UserError(Problem("layer", f"{name} has no positions: its output is {tuple(features.shape)}"))
         chosen = None if class_ is None else find_class(class_, self.classes, self.wordnet)
-        seen = self.reading.square(images.picture(0, self.reading), SIDE)
         pixels = images.load(0, self.reading)
+        seen = self.reading.square(images.picture(0, self.reading), SIDE)
         index, support, scores = class_support(self.model.inputs, features, logits, pixels, chosen)
         if support is None:
             raise UserError(Problem("layer", f"the classes do not depend on {name}"))
@@ -312,6 +319,12 @@ class Network:
             fix = f'tlearn.backbone("{name}", include_top=True) has the ImageNet classes, a run has its own'
             raise UserError(Problem(name, "has no classifier", fix))
         return self._scores
+
+
+def _check_counts(**counts: int) -> None:
+    problems = [Problem(name, f"must be 1 or more, got {count}") for name, count in counts.items() if count < 1]
+    if problems:
+        raise UserError(problems)
 
 
 def _probability(scores: NDArray[np.float32], index: int, multi_label: bool) -> float:

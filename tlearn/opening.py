@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 
 from tlearn.backbones import build_backbone, check_backbone, get_spec, load_weights
+from tlearn.choices import choice
 from tlearn.config import Config, Interpolation, Output, Pooling, Resize
 from tlearn.data import Reading
 from tlearn.errors import ConfigError, Problem, UserError
 from tlearn.heads import HEADS
 from tlearn.imagenet import imagenet_classes
-from tlearn.layers import Layer, pool, poolings
+from tlearn.layers import Layer, named_layers, pool, poolings
 from tlearn.network import Network
 from tlearn.quiet import import_tensorflow
 from tlearn.train.run import Run, resolve_weights
@@ -83,6 +84,7 @@ def backbone(
     }
     if input_tensor is None:
         _raise_any(check_backbone(name, **chosen))  # before TensorFlow is imported
+    way, kernel = choice(Resize, resize, "resize"), choice(Interpolation, interpolation, "interpolation")
     _check_reading(crop_fraction, max_pixels)
     import_tensorflow()
     import keras
@@ -92,7 +94,7 @@ def backbone(
     sources = keras.utils.get_source_inputs(built.input)
     sources = sources[0] if len(sources) == 1 else sources
     imagenet = imagenet_classes() if include_top and classes == 1000 else None
-    reading = Reading(built.image_size, Resize(resize), crop_fraction, Interpolation(interpolation), max_pixels)
+    reading = Reading(built.image_size, way, crop_fraction, kernel, max_pixels)
     network = Network(
         backbone=built,
         model=keras.Model(sources, built.output, name=name),
@@ -175,8 +177,8 @@ def _facts(run: Run) -> tuple[Config, tuple[str, ...], bool]:
 def _chosen_outputs(network: Network, layer: Layer | Sequence[Layer] | None, pooling: Pooling | str | None) -> Any:
     if layer is None:
         return pool(network.layers.feature_map, poolings(pooling))
-    several = not isinstance(layer, str | int)
-    outputs = list(network.layers.tensors(layer if several else [layer], pooling).values())  # type: ignore[arg-type, list-item]
+    named, several = named_layers(layer)
+    outputs = list(network.layers.tensors(named, pooling).values())
     return outputs if several else outputs[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from PIL import Image
 from rich.cells import cell_len
 
 import tlearn
+from tlearn.errors import DataError, UserError
 from tlearn.predict import main
 from tlearn.train.run import FORMAT, Run
 
@@ -62,6 +64,46 @@ def test_a_run_predicts_what_its_saved_model_does(digits_run: Path) -> None:
     for prediction, row in zip(network.predict(images, top=3), expected, strict=True):
         assert [guess.index for guess in prediction.top] == list(np.argsort(-row, kind="stable")[:3])
         assert prediction.top[0].probability == pytest.approx(row.max(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.full((32, 32, 3), 65535, np.uint16), "values from 65535 to 65535"),
+        (np.full((32, 32, 3), 1e6), "values from 1e+06"),
+        (np.where(np.arange(3) == 1, np.nan, np.ones((32, 32, 3))), "NaN or infinite"),
+        (np.full((32, 32, 3), -np.inf), "NaN or infinite"),
+        (np.full((32, 32, 3), "7"), "not numbers"),
+        (7, "neither paths nor arrays"),
+    ],
+)
+def test_arrays_of_other_values_are_refused(array: Any, says: str, digits_run: Path) -> None:
+    network = tlearn.load(digits_run)
+    for ask in (network.predict, network.features, network.explain):
+        with pytest.raises(DataError, match=re.escape(says)):
+            ask(array)
+
+
+def test_what_python_may_give(digits_run: Path) -> None:
+    """A Pillow image by itself; numbers of NumPy; and no traceback of ours for what makes no sense."""
+    network = tlearn.load(digits_run)
+    image = np.random.default_rng(1).integers(0, 256, (40, 32, 3), dtype=np.uint8)
+    assert network.predict(Image.fromarray(image))[0].top == network.predict([image])[0].top
+    np.testing.assert_array_equal(network.features(image, np.int64(3)), network.features(image, 3))  # type: ignore[call-overload]
+    assert network.features(image, np.array([3, 4])).keys() == {"3", "4"}  # type: ignore[call-overload]
+    wrong: list[tuple[Callable[[], Any], str]] = [
+        (lambda: network.predict(image, top=-1), "top: must be 1 or more, got -1"),
+        (lambda: network.predict(image, batch_size=0), "batch_size: must be 1 or more, got 0"),
+        (lambda: network.features(image, batch_size=0), "batch_size: must be 1 or more, got 0"),
+        (lambda: network.features(image, 3.5), "layer: is 3.5"),  # type: ignore[call-overload]
+        (lambda: network.predict(image, on_error="skp"), "on_error: is 'skp'\n    did you mean skip"),
+        (lambda: tlearn.backbone("mobilenet", resize="foo"), "resize: is 'foo'\n    one of: crop, pad, stretch"),
+        (lambda: tlearn.backbone("mobilenet", interpolation="cubic"), "did you mean bicubic"),
+        (lambda: network.export(formats="karas"), "--format karas: unknown\n    did you mean keras"),
+    ]
+    for ask, says in wrong:
+        with pytest.raises(UserError, match=re.escape(says)):
+            ask()
 
 
 def test_a_run_with_several_labels(labels_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

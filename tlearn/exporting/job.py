@@ -41,12 +41,12 @@ class ExportDiffers(Exception):
 def export_network(
     open_network: Callable[[], Network],
     *,
-    formats: Sequence[str] = (SAVED_MODEL,),
-    quantize: Sequence[str] | None = None,
+    formats: str | Sequence[str] = (SAVED_MODEL,),
+    quantize: str | Sequence[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
-    images: Sequence[str] | None = None,
-    calibration: Sequence[str] | None = None,
+    images: str | Sequence[str] | None = None,
+    calibration: str | Sequence[str] | None = None,
     check_images: int = 64,
     calibration_images: int = 200,
     tolerance: Mapping[str, float] | None = None,
@@ -57,7 +57,7 @@ def export_network(
 
     Args:
         open_network: gives the network; called when the arguments make sense.
-        formats: ``saved_model``, ``keras``, ``tflite``, ``onnx``, or ``all``.
+        formats: ``saved_model``, ``keras``, ``tflite``, ``onnx``, or ``all``; one or several.
         quantize: of LiteRT: ``float32``, ``float16``, ``int8``; None: float32, of ``all`` all three.
         output: folder to make; None: ``export`` in the run's folder, which is known when the network is open.
         force: replace an earlier export that is there; nothing else is ever replaced.
@@ -76,7 +76,8 @@ def export_network(
         UserError: an argument makes no sense, the output is in the way, or a format cannot hold the network.
         ExportDiffers: an export parts from the run beyond the tolerance.
     """
-    exports = chosen(formats, quantize, check_images, calibration_images)
+    exports = chosen(_several(formats) or (), _several(quantize), check_images, calibration_images)
+    images, calibration = _several(images), _several(calibration)
     check_limits(exports, tolerance or {}, agreement or {})
     if output is not None:
         check_output(_absolute(output), force)  # before the network is opened
@@ -96,6 +97,11 @@ def export_network(
         )
         publish(temporary, folder)
     return report
+
+
+def _several(given: str | Sequence[str] | None) -> Sequence[str] | None:
+    """One name stands for a list of it: a text is a sequence too, of letters."""
+    return (given,) if isinstance(given, str) else given
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
