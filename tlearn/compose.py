@@ -76,7 +76,7 @@ def _load_config(overrides: Sequence[str]) -> Config:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """The typed config of what Hydra composed; the run is named after its experiment."""
+    """The typed config of what Hydra composed; the run is named after its experiment, in the signs a name may have."""
     choices = OmegaConf.select(composed, "hydra.runtime.choices") or {}
     try:
         plain: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
@@ -85,7 +85,7 @@ def to_config(composed: DictConfig) -> Config:
     plain.pop("hydra", None)
     experiment = choices.get("experiment")
     if experiment and plain.get("name") is None:
-        plain["name"] = str(experiment)
+        plain["name"] = re.sub(r"[^\w.+/-]", "-", str(experiment))[:100]
     return typed(plain)
 
 

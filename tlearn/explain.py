@@ -26,9 +26,9 @@ Show what in a photograph speaks for a class: Grad-CAM (Selvaraju et al. 2017, a
     python -m tlearn.explain runs/flowers photo.jpg                                  the likeliest class
     python -m tlearn.explain --backbone mobilenet --alpha 0.25 photo.jpg --class tabby -o tabby.png
 
-Writes a PNG: on the left what the network sees, on the right the same in grey under a map that goes from dark over
-red to yellow where the class finds most support. The map has the resolution of the last feature map, or of an earlier
-one with --layer.
+Writes a picture, PNG, JPEG or WEBP by the end of its name: on the left what the network sees, on the right the same in
+grey under a map that goes from dark over red to yellow where the class finds most support. The map has the resolution
+of the last feature map, or of an earlier one with --layer.
 """
 
 
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = network_parser("explain", _HELP, "PHOTO")
     parser.add_argument("--class", dest="class_", metavar="NAME|INDEX", help="default: the likeliest")
     parser.add_argument("--layer", metavar="L", help="name, block or index of a feature map; default: the last")
-    parser.add_argument("--output", "-o", metavar="FILE", help="PNG to write; default: PHOTO-gradcam.png, here")
+    parser.add_argument(
+        "--output", "-o", metavar="FILE", help=".png, .jpg or .webp to write; default: PHOTO-gradcam.png, here"
+    )
     return run_command(_command, parser, argv)
 
 
@@ -55,18 +57,24 @@ def _command(arguments: argparse.Namespace) -> int:
 def explain_file(
     open_network: Callable[[], Network], path: str, output: str, *, class_: str | int | None, layer: Layer | None
 ) -> Explanation:
-    """Explain a photograph and write the picture, PNG.
+    """Explain a photograph and write the picture, in the format that the end of the output's name says.
 
     Raises:
-        UserError: the photograph cannot be read, there is no such class or layer, or the output is the photograph.
+        UserError: the photograph cannot be read, there is no such class or layer, or the output is the photograph or
+            is called like no picture.
     """
+    from tlearn.gradcam import PICTURES
+
+    end = os.path.splitext(output)[1].lower()
+    if end not in PICTURES:
+        raise UserError(Problem("--output", f"{output} is called like no picture", f"one of: {', '.join(PICTURES)}"))
     if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
         raise UserError(Problem("--output", f"{output} is the photograph itself", "choose another name"))
     if os.path.isdir(path):
         raise UserError(Problem(path, "is a folder", "name one photograph"))
     made = open_network().explain(path, class_, layer)
     try:
-        write_atomic(Path(output), made.png())
+        write_atomic(Path(output), made.picture(PICTURES[end]))
     except OSError as error:
         raise UserError(Problem("--output", f"{output} cannot be written: {error.strerror or error}")) from error
     return made

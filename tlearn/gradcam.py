@@ -20,6 +20,9 @@ from tlearn.prediction import Guess
 SIDE = 448
 """Pixels of each of the two pictures of an explanation."""
 
+PICTURES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+"""Formats of the picture of an explanation, by the end of a file's name."""
+
 _STRONGEST = 0.7  # opacity of the map where it is 1
 
 
@@ -90,7 +93,11 @@ class Explanation:
         return np.asarray((1 - opacity) * grey + opacity * colours).round().astype(np.uint8)
 
     def png(self) -> bytes:
-        """Input and overlay side by side, with class and probability."""
+        """The ``picture`` as PNG."""
+        return self.picture("png")
+
+    def picture(self, format: str) -> bytes:
+        """Input and overlay side by side, with class and probability, as one of ``PICTURES``."""
         from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
         figure = Figure(figsize=(8.4, 4.7), dpi=120, layout="constrained")
@@ -111,7 +118,7 @@ class Explanation:
             axes.set_xticks([])
             axes.set_yticks([])
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format=format)
         return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tlearn.backbones import SPECS, register_backbone
 from tlearn.backbones.__main__ import main
 
 
@@ -46,6 +48,19 @@ def test_one_layer_by_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert [int(row[0]) for row in rows] == list(range(86))
     assert rows[1] == ["1", "conv1", "conv1", "48", "x", "48", "x", "8", "216"]
     assert rows[85][:3] == ["85", "conv_pw_13_relu", "block_13"]
+
+
+def test_the_options_of_a_registered_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    monkeypatch.setattr(SPECS, "_added", dict(SPECS._added))
+
+    @register_backbone("listed", image_size=32, blocks={"all": 1})
+    def listed(images: Any, filters: int = 16, *, strides: int = 2) -> Any:
+        return keras.layers.Conv2D(filters, 3, strides=strides, activation="relu")(images)
+
+    assert main(["listed"]) == 0
+    assert re.search("options +options.filters=16, options.strides=2\n", capsys.readouterr().out)
 
 
 def test_one_as_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from tlearn.compose import load_config
 from tlearn.errors import ConfigError
+from tlearn.train.checks import check_config
 from tlearn.train.command import main
 
 
@@ -36,6 +37,14 @@ def test_a_defaults_list_cannot_choose_hydra_groups(tmp_path: Path, monkeypatch:
     (tmp_path / "experiments" / "evil.yaml").write_text("defaults:\n  - override /hydra/launcher: basic\n")
     with pytest.raises(ConfigError, match="cannot set Hydra itself"):
         load_config(["experiment=evil"])
+
+
+def test_a_run_has_a_name_whatever_its_experiment_is_called(tmp_path: Path) -> None:
+    (tmp_path / "experiments" / "of mine").mkdir(parents=True)
+    (tmp_path / "experiments" / "of mine" / "my exp (2).yaml").write_text("seed: 7\n")
+    config = load_config(["experiment='of mine/my exp (2)'", "data=digits"])
+    assert (config.name, config.seed) == ("of-mine/my-exp--2-", 7)
+    check_config(config)
 
 
 @pytest.mark.parametrize("given", [[], ["experiment=digits_ten_a_class"], ["seed=x"], ["experiment=none"]])

@@ -103,6 +103,9 @@ def test_the_picture(digits_run: Path, pictures: Path, capsys: pytest.CaptureFix
         assert picture.format == "PNG"
         assert picture.width > 1.5 * picture.height
         assert np.asarray(picture.convert("L")).std() > 20, "there is nothing in it"
+    assert main([str(digits_run), str(photo), "-o", "map.JPG"]) == 0
+    with Image.open("map.JPG") as picture:
+        assert picture.format == "JPEG"
 
 
 def test_the_overlay_is_grey_but_for_the_map() -> None:
@@ -134,6 +137,7 @@ def test_mistakes(
     refused(run, unreadable / "text.jpg", says=("is not an image",))
     refused(run, unreadable / "huge.png", says=("1024000000 pixels, more than --max-pixels 100000000", "lets larger"))
     refused(run, photo, "-o", photo, says=("the photograph itself",))
+    refused(run, photo, "-o", "map.txt", says=("map.txt is called like no picture", ".png, .jpg"))
     refused(run, photo, "--class", "ten", says=("there is no class 'ten'", "one of: 0, 1"))
     refused(run, photo, "--class", "10", says=("classes 0 to 9",))
     refused(run, photo, "--layer", "head_logits", says=("has no positions",))

@@ -97,6 +97,11 @@ def _check_option(spec: BackboneSpec, name: str, value: float | None, where: str
     return []
 
 
+def own_options(spec: BackboneSpec) -> list[inspect.Parameter]:
+    """What a registered builder takes besides the images; of ours: nothing."""
+    return [] if spec.builder is None else list(inspect.signature(spec.builder).parameters.values())[1:]
+
+
 def _check_own_options(spec: BackboneSpec, options: Mapping[str, Any], where: str) -> list[Problem]:
     """``backbone.options`` against the signature of a registered builder."""
     key = f"{where}.options"
@@ -104,11 +109,11 @@ def _check_own_options(spec: BackboneSpec, options: Mapping[str, Any], where: st
         if options:
             return [Problem(key, f"{spec.name} takes none, got {', '.join(options)}", "they are for plugins")]
         return []
-    parameters = list(inspect.signature(spec.builder).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    own = own_options(spec)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
         return []
-    known = [parameter.name for parameter in parameters[1:]]
-    needed = [parameter.name for parameter in parameters[1:] if parameter.default is parameter.empty]
+    known = [parameter.name for parameter in own]
+    needed = [parameter.name for parameter in own if parameter.default is parameter.empty]
     unknown = [
         Problem(f"{key}.{name}", f"{spec.name} has no such option", did_you_mean(name, known) if known else "")
         for name in options

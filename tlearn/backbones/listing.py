@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tlearn.backbones.build import Backbone
+from tlearn.backbones.check import own_options
 from tlearn.backbones.specs import SPECS, BackboneSpec
 
 
@@ -32,7 +33,7 @@ def facts(spec: BackboneSpec) -> dict[str, Any]:
         "features": spec.width,
         "preprocess": spec.preprocess.value,
         "blocks": list(spec.block_names()),
-        "options": [option.name for option in spec.options],
+        "options": _options(spec),
         "paper": spec.paper,
         "arxiv": spec.arxiv,
         "licence": spec.licence,
@@ -102,7 +103,7 @@ def print_one(console: Console, backbone: Backbone) -> None:
         f"ImageNet    top-1 {_known(spec.top1)}, top-5 {_known(spec.top5)}, depth {_known(spec.depth)}, "
         f"{_known(spec.size_mb)} MB",
         f"pixels      preprocess={spec.preprocess.value}, the first layer of the network",
-        f"options     {', '.join(option.name for option in spec.options) or 'none'}",
+        f"options     {', '.join(_options(spec)) or 'none'}",
         f"paper       {spec.paper}" + (f" (arXiv {spec.arxiv})" if spec.arxiv else ""),
         f"licence     {_known(spec.licence)} (ImageNet weights)",
         f"blocks      {len(backbone.blocks)}: {', '.join(block.name for block in backbone.blocks)}",
@@ -122,6 +123,12 @@ def print_one(console: Console, backbone: Backbone) -> None:
         count = f"{row['parameters']:,}" if row["parameters"] else ""
         table.add_row(str(row["index"]), row["name"], row["block"], shape, count)
     console.print(table)
+
+
+def _options(spec: BackboneSpec) -> list[str]:
+    """Such as ``alpha``; of a registered builder with their defaults, such as ``options.filters=16``."""
+    own = [str(parameter.replace(annotation=parameter.empty)) for parameter in own_options(spec)]
+    return [option.name for option in spec.options] + [f"options.{parameter}" for parameter in own]
 
 
 def _known(value: Any) -> str:
