@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -435,6 +436,28 @@ def test_resuming_with_a_changed_plan(refused: Callable[..., str], finished_and_
         refused(f"resume={finished_and_stopped[1]}", says=says)
     finally:
         config.write_text(kept)
+
+
+def test_resuming_without_the_weights_it_began_with(
+    finished_and_stopped: tuple[Path, Path],
+    tiny_config: Callable[..., Any],
+    refused: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """It says that the file is wanted, though the state has other weights; and what else there is to do."""
+    from tlearn.train.api import resume
+    from tlearn.train.stopping import Stopped
+
+    weights = tmp_path / "weights.npz"
+    shutil.copy(finished_and_stopped[0] / "checkpoints" / "best.npz", weights)
+    config = tiny_config("schedule.stages.0.epochs=2", f"backbone.weights={weights}", "run_dir=run")
+    with pytest.raises(Stopped):
+        fit(config, should_stop=Path("run/checkpoints/best.npz").is_file)
+    weights.rename(tmp_path / "moved.npz")
+    instead = f"a new run with the best weights of this one: backbone.weights={tmp_path / 'run'}"
+    refused("resume=run", says=("no such file", str(weights), "bring it back to where it was", instead))
+    (tmp_path / "moved.npz").rename(weights)
+    assert resume("run").status["status"] == "finished"
 
 
 def test_resuming_with_a_damaged_config(refused: Callable[..., str], finished_and_stopped: tuple[Path, Path]) -> None:

@@ -174,18 +174,35 @@ def resume(
     _refuse_finished(run)
     cluster = cluster_of(config)
     if cluster is not None and not cluster.is_chief:  # who writes nothing needs no lock
-        prepared = prepare(config, start=True)
+        prepared = _prepare_again(run)
         should_stop()
         _check_alike(prepared)
         return _train_for_chief(prepared, terminal, should_stop, resuming=True)
     with explained(run.path, how_to_go_on(run)), run.locked():
         _refuse_finished(run)  # now that nobody else can be finishing it
-        prepared = prepare(config, start=True)
+        prepared = _prepare_again(run)
         check_unchanged(run, config, prepared.data, prepared.plan.as_dict(), terminal.print)
         _check_alike(prepared)
         should_stop()
         run.sweep()
         return _train(run, prepared, terminal, should_stop, None, resuming=True)
+
+
+def _prepare_again(run: Run) -> Prepared:
+    """What a run goes on with: its model is built with the weights that it began with, and then takes up the state's.
+
+    Raises:
+        UserError: as ``prepare``; where the weights are gone, it says what to do.
+    """
+    try:
+        return prepare(run.config, start=True)
+    except UserError as error:
+        if any(problem.where == "backbone.weights" for problem in error.problems):
+            note = "a run goes on with the file that it began with: bring it back to where it was"
+            if run.best_file.is_file():
+                note += f"\n    or begin a new run with the best weights of this one: backbone.weights={run.path}"
+            error.add_note(note)
+        raise
 
 
 def _write_inputs(run: Run, config: Config, overrides: list[str] | None, prepared: Prepared) -> None:
