@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tlearn.errors import ConfigError, Problem, UserError, did_you_mean
 from tlearn.interrupts import STOPPED, stopped
 from tlearn.train.command import OK, USER_ERROR, print_problems
+from tlearn.train.launch import Processes
 
 if TYPE_CHECKING:
     from tlearn.sweep.load import Sweep
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print_plan(sweep)
             return OK
-        return _run(sweep)
+        processes = Processes()
+        with processes.outlive_signals("stopping; once more stops at once"):
+            return _run(sweep, processes)
     except UserError as error:
         print_problems(error)
         return USER_ERROR
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped(_STOPPED)
 
 
-def _run(sweep: Sweep) -> int:
+def _run(sweep: Sweep, processes: Processes) -> int:
     """Work on the study; the report is written however that ends."""
     from tlearn.sweep.display import Display
     from tlearn.sweep.retrain import check_target, retrain
@@ -76,7 +79,7 @@ def _run(sweep: Sweep) -> int:
     with storage_errors(study.url):
         try:
             with Display(sweep, study) as display:
-                met = Worker(sweep, study, display).work()
+                met = Worker(sweep, study, display, processes=processes).work()
         finally:
             _report(sweep, study)
         result = _result(sweep, study, met, time.monotonic() - begin)
@@ -85,7 +88,8 @@ def _run(sweep: Sweep) -> int:
         fix = f"what the trials printed is in {sweep.folder / 'logs'}; a larger sweep.trials runs more"
         raise UserError(Problem(f"sweep {sweep.settings.name}", "no trial is complete", fix))
     if met and sweep.settings.retrain:
-        status, again = retrain(sweep, study)
+        with processes.outlive_signals():  # that run can be heard
+            status, again = retrain(sweep, study, processes)
         result |= again
     if status == STOPPED:
         print(_STOPPED, file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlearn.train.command import signals_go_to
+from tlearn.train.launch import Processes
 
 OnReport = Callable[[int, Mapping[str, float]], bool]
 """Given an epoch and its metrics; whether the trial is to be pruned."""
@@ -29,13 +29,14 @@ class Ended:
     error: str = ""
 
 
-def run_trial(overrides: Sequence[str], log: Path, on_report: OnReport) -> Ended:
+def run_trial(overrides: Sequence[str], log: Path, on_report: OnReport, *, processes: Processes | None = None) -> Ended:
     """Run a trial to its end.
 
     Args:
         overrides: of the run.
         log: file for everything it prints.
         on_report: called after each epoch.
+        processes: to enter it into while it runs.
     """
     reports, out = os.pipe()
     answers, into = os.pipe()
@@ -46,7 +47,8 @@ def run_trial(overrides: Sequence[str], log: Path, on_report: OnReport) -> Ended
         )
     os.close(out)
     os.close(answers)
-    with process, signals_go_to(process), os.fdopen(reports) as lines, os.fdopen(into, "w", buffering=1) as reply:
+    running = (processes or Processes()).running(process)
+    with process, running, os.fdopen(reports) as lines, os.fdopen(into, "w", buffering=1) as reply:
         for line in lines:
             report = json.loads(line)
             prune = on_report(report["epoch"], report["metrics"])

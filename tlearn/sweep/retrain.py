@@ -18,8 +18,8 @@ from tlearn.errors import Problem, UserError
 from tlearn.sweep.load import Sweep
 from tlearn.sweep.study import SharedStudy
 from tlearn.train.checkpoint import write_atomic
-from tlearn.train.command import OK
-from tlearn.train.launch import run_job
+from tlearn.train.command import OK, STOPPED
+from tlearn.train.launch import Processes, run_job
 from tlearn.train.run import Run
 
 _MARK = "# Found by the sweep "
@@ -34,22 +34,29 @@ def check_target(sweep: Sweep) -> None:
         raise UserError(Problem(str(path), "exists, and sweep.retrain would overwrite it", fix))
 
 
-def retrain(sweep: Sweep, study: SharedStudy) -> tuple[int, dict[str, Any]]:
+def retrain(sweep: Sweep, study: SharedStudy, processes: Processes) -> tuple[int, dict[str, Any]]:
     """Train the best trial's values without what ``sweep.trial`` sets, and write the experiment.
 
     A trial is complete. A run that was stopped is gone on with; one that is complete is left alone.
+
+    Args:
+        sweep: what was searched.
+        study: whose budget is met.
+        processes: to enter the run into; where these were stopped it does not begin.
 
     Returns:
         The exit status of the run, and what the last line says of it.
     """
     best = study.front()[0]
     run = Run(sweep.folder / f"best-{best.number:04d}")
-    if not run.summary_file.is_file():
+    if not run.summary_file.is_file() and not processes.stopped:
         overrides = sweep.overrides(best.params, run.path, shortened=False)
-        result = run_job([f"resume={run.path}"] if run.config_file.is_file() else overrides, os.getcwd())
-        if result.status != OK:
+        result = run_job([f"resume={run.path}"] if run.config_file.is_file() else overrides, os.getcwd(), processes)
+        if result.status != OK and (result.summary or not processes.stopped):
             said = result.summary or {"status": "failed", "reason": f"exit status {result.status}"}
             return result.status, {"retrained": {"run": str(run.path)} | said}
+    if not run.summary_file.is_file():  # a signal came before the run, or too early for it to say so itself
+        return STOPPED, {"retrained": {"run": str(run.path), "status": "stopped"}}
     path = _target(sweep)
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, experiment_text(sweep, run).encode())

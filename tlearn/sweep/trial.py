@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 from tlearn.errors import UserError
+from tlearn.interrupts import stopped
 from tlearn.train.command import OUR_FAULT, USER_ERROR, execute, print_problems
 
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print_problems(error)
         return USER_ERROR
+    except KeyboardInterrupt:
+        return stopped()
 
 
 class _Worker:

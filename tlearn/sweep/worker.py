@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from tlearn.sweep.process import Ended, OnReport, run_trial
 from tlearn.sweep.results import objective_values, recorded
 from tlearn.sweep.study import Claim, SharedStudy
 from tlearn.train.command import NUMERICAL_FAULT, OK, STOPPED
+from tlearn.train.launch import Processes
 from tlearn.words import counted
 
 _POLL_SECONDS = 1.0
@@ -29,13 +31,22 @@ class Worker:
         study: shared with other workers.
         display: where to show what happens.
         run: runs one trial; by default in a process of its own.
+        processes: knows those, and whether this worker was asked to stop.
     """
 
-    def __init__(self, sweep: Sweep, study: SharedStudy, display: Display, run: Run = run_trial) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        study: SharedStudy,
+        display: Display,
+        run: Run | None = None,
+        processes: Processes | None = None,
+    ) -> None:
         self._sweep = sweep
         self._study = study
         self._display = display
-        self._run = run
+        self._processes = processes or Processes()
+        self._run: Run = run or functools.partial(run_trial, processes=self._processes)
         self._logs = sweep.folder / "logs"
         self._logs.mkdir(exist_ok=True)
 
@@ -64,6 +75,8 @@ class Worker:
             self._check_failures(before, met=met)
             if met:
                 return True
+            if self._processes.stopped:
+                return False
             if spent or (counts.waiting == 0 and counts.all >= self._sweep.most_trials):
                 if not said_waiting:
                     self._display.say(f"waiting for {counted(counts.running, 'trial')} of other workers")
@@ -82,14 +95,19 @@ class Worker:
         with self._study.beating(claim):
             overrides = [*self._sweep.overrides(claim.values, folder), "log.progress=false"]
             ended = self._run(overrides, self._logs / f"{claim.number:04d}.txt", self._reporter(claim))
-            if ended.status == STOPPED:
+            if self._is_stopped(ended):
                 self._study.release(claim)
+                self._display.ended(claim.number, "stopped", None, time.monotonic() - begin)
                 return False
             state, values, said, kept = self._enter(claim, ended, folder)
         self._display.ended(
             claim.number, state if kept else "counted by another worker", values, time.monotonic() - begin, said
         )
         return True
+
+    def _is_stopped(self, ended: Ended) -> bool:
+        """Whether a trial has no result because it was stopped: a signal may find it where it cannot say so itself."""
+        return ended.status == STOPPED or (self._processes.stopped and ended.status not in (OK, NUMERICAL_FAULT))
 
     def _reporter(self, claim: Claim) -> OnReport:
         metric = self._sweep.settings.objectives[0].metric

@@ -5,14 +5,11 @@ Hydra composes and shows; it never runs anything here. Its own run mode would in
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,19 +199,3 @@ def _check_jobs(jobs: list[list[str]]) -> None:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(problems)
-
-
-@contextlib.contextmanager
-def signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While inside, this process outlives a signal that its child must answer by saving its state.
-
-    Ctrl-C reaches both from the terminal; SIGTERM is sent to one process, so it is passed on.
-    """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -173,18 +173,24 @@ def _last_line(printed: str) -> dict[str, Any]:
 
 
 class Processes:
-    """Runs that go on; a signal to this process is passed on to them, so that they save their state."""
+    """Runs that go on; a signal to this process is passed on to them, so that they save their state.
+
+    Attributes:
+        stopped: whether one came; nothing is to be started any more.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[subprocess.Popen[Any]] = set()
         self.stopped = False
 
     @contextlib.contextmanager
-    def running(self, process: subprocess.Popen[str]) -> Iterator[None]:
+    def running(self, process: subprocess.Popen[Any]) -> Iterator[None]:
         """While inside, the process is one of them."""
         with self._lock:
             self._running.add(process)
+        if self.stopped:  # while it was started, too early for it to be told
+            process.terminate()
         try:
             yield
         finally:
@@ -192,18 +198,30 @@ class Processes:
                 self._running.discard(process)
 
     @contextlib.contextmanager
-    def outlive_signals(self) -> Iterator[None]:
+    def outlive_signals(self, says: str = "") -> Iterator[None]:
         """While inside, this process outlives signals that its children must answer.
 
-        Ctrl-C reaches all of them from the terminal; SIGTERM is sent to one process, so it is passed on.
+        Ctrl-C reaches all of them from the terminal; SIGTERM is sent to one process, so it is passed on. The second
+        ends them at once, and this process where there is none.
+
+        Args:
+            says: printed at the first on standard error, for children that cannot be heard.
         """
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        received: list[int] = []
 
         def receive(number: int, frame: FrameType | None) -> None:
             self.stopped = True
+            received.append(number)
+            running = list(self._running)
             if number == signal.SIGTERM:
-                for process in list(self._running):
+                for process in running:
                     process.send_signal(number)
+            if len(received) == 1 and says:
+                os.write(2, f"\n{says}\n".encode())
+            if len(received) > 1 and not running:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
 
         for number in before:
             signal.signal(number, receive)
