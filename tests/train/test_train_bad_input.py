@@ -443,6 +443,7 @@ def test_resuming_without_the_weights_it_began_with(
     tiny_config: Callable[..., Any],
     refused: Callable[..., str],
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It says that the file is wanted, though the state has other weights; and what else there is to do."""
     from tlearn.train.api import resume
@@ -454,6 +455,7 @@ def test_resuming_without_the_weights_it_began_with(
     with pytest.raises(Stopped):
         fit(config, should_stop=Path("run/checkpoints/best.npz").is_file)
     weights.rename(tmp_path / "moved.npz")
+    capsys.readouterr()
     instead = f"a new run with the best weights of this one: backbone.weights={tmp_path / 'run'}"
     refused("resume=run", says=("no such file", str(weights), "bring it back to where it was", instead))
     (tmp_path / "moved.npz").rename(weights)
