@@ -249,15 +249,18 @@ class Duration:
 
 @dataclass
 class LearningRateConfig:
-    """The learning rate over a stage; it starts at optimizer.learning_rate after the warm-up."""
+    """The learning rate over a stage; it starts at optimizer.learning_rate after the warm-up.
+
+    ``null`` in a stage is the run's, unless the stage names a schedule of its own.
+    """
 
     name: LearningRateSchedule | None = option(
         None, "constant | cosine | exponential | polynomial | step; null: constant, in a stage the run's"
     )
     warmup: Duration = option(Duration(), "linear warm-up from zero")
-    final: float = option(0.0, "cosine, polynomial: last rate as a share of the first")
-    power: float = option(1.0, "polynomial: 1 is linear")
-    rate: float = option(0.1, "exponential, step: factor for each period")
+    final: float | None = option(None, "cosine, polynomial: last rate as a share of the first; null: 0")
+    power: float | None = option(None, "polynomial: 1 is linear; null: 1")
+    rate: float | None = option(None, "exponential, step: factor for each period; null: 0.1")
     every: Duration = option(Duration(), "exponential, step: the period; all null: a third of the stage")
 
 

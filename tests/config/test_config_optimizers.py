@@ -13,7 +13,7 @@ from tlearn.config import Duration, LearningRateConfig, OptimizerConfig
 from tlearn.errors import Problem
 from tlearn.paths import shipped
 from tlearn.train.checks import check_config
-from tlearn.train.optimizers import OPTIMIZERS, SHARED, build_optimizer, check_optimizer
+from tlearn.train.optimizers import OPTIMIZERS, SHARED, build_optimizer, check_optimizer, stage_optimizer
 from tlearn.train.plan import describe_optimizer
 
 LENGTHS = {"steps": 100, "steps_per_epoch": 10, "batch_size": 8}
@@ -183,6 +183,26 @@ def test_a_stage_has_of_the_run_what_the_config_says(stage: str, expected: str) 
     config = load_config([*run, stages])
     check_config(config)
     assert describe_optimizer(config, config.schedule.stages[1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("run", "stage", "expected"),
+    [
+        ("{name: polynomial, final: 0.5, power: 2}", "{warmup: {steps: 1}}", (0.5, 2.0, None)),
+        ("{name: polynomial, final: 0.5, power: 2}", "{final: 0.0, power: 1.0}", (0.0, 1.0, None)),
+        ("{name: polynomial, final: 0.5, power: 2}", "{name: cosine}", (None, None, None)),
+        ("{name: step, rate: 0.5}", "{rate: 0.1}", (None, None, 0.1)),
+        ("{name: constant}", "{final: 0.0, power: 1.0, rate: 0.1}", (0.0, 1.0, 0.1)),  # as older runs wrote it
+    ],
+)
+def test_a_stage_may_set_an_option_of_the_schedule_back_to_its_default(
+    run: str, stage: str, expected: tuple[float | None, ...]
+) -> None:
+    stages = f"schedule.stages=[{{name: only, epochs: 1, optimizer: {{schedule: {stage}}}}}]"
+    config = load_config([f"optimizer.schedule={run}", stages])
+    check_config(config)
+    used = stage_optimizer(config, config.schedule.stages[0]).schedule
+    assert (used.final, used.power, used.rate) == expected
 
 
 @pytest.mark.parametrize(

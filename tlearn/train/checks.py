@@ -26,7 +26,7 @@ from tlearn.data import check_augment_config, check_data_config, peek_classes
 from tlearn.errors import ConfigError, Problem, UserError
 from tlearn.heads import check_head
 from tlearn.train.cluster import cluster_of
-from tlearn.train.optimizers import check_duration, check_optimizer, stage_optimizer, unused_options
+from tlearn.train.optimizers import SCHEDULE_DEFAULTS, check_duration, check_optimizer, stage_optimizer, unused_options
 from tlearn.train.run import resolve_weights
 
 _SWITCHES = ("auto", "on", "off", True, False)
@@ -192,7 +192,8 @@ def _check_learning_rate(config: Config, stage: Stage, where: str) -> Iterator[P
 
     name = used.name or LearningRateSchedule.constant
     for option, schedules in _OF_SCHEDULES.items():
-        if name not in schedules and getattr(used, option) != getattr(unset, option):
+        is_set = getattr(used, option) not in (getattr(unset, option), SCHEDULE_DEFAULTS.get(option))
+        if name not in schedules and is_set:
             names = " or ".join(schedule.value for schedule in schedules)
             fix = f"{key_of(option)}.name={names}"
             yield Problem(f"{key_of(option)}.{option}", f"a {name.value} learning rate has no such option", fix)

@@ -50,6 +50,8 @@ SHARED = {
     "accumulate": "gradient_accumulation_steps",
     "ema": "ema_momentum",
 }
+# what null stands for in an option of a learning rate's schedule
+SCHEDULE_DEFAULTS = {"final": 0.0, "power": 1.0, "rate": 0.1}
 _NOT_FOR_KERAS = {"name", "learning_rate", "schedule", "block_decay", *SHARED}
 # options that make sense below one only: averages and momenta
 _BELOW_ONE = ("momentum", "rho", "beta_1", "beta_2", "adam_beta_1", "adam_beta_2")
@@ -136,7 +138,7 @@ def check_optimizer(optimizer: OptimizerConfig, where: str) -> Iterator[Problem]
     yield from _check_ranges(optimizer, where)
     for key, least in (("final", "0 or more"), ("power", "above 0"), ("rate", "above 0")):
         value = getattr(optimizer.schedule, key)
-        if not (value >= 0 if key == "final" else value > 0):
+        if value is not None and not (value >= 0 if key == "final" else value > 0):
             yield Problem(f"{where}.schedule.{key}", f"must be {least}, received {value}")
     yield from check_duration(optimizer.schedule.warmup, f"{where}.schedule.warmup", required=False)
     yield from check_duration(optimizer.schedule.every, f"{where}.schedule.every", required=False)
@@ -278,17 +280,19 @@ def learning_rate(
     warmup = min(in_steps(schedule.warmup, **lengths), steps)
     rest = max(1, steps - warmup)
     every = in_steps(schedule.every, **lengths) or max(1, -(-rest // 3))
+    given = {option: getattr(schedule, option) for option in SCHEDULE_DEFAULTS}
+    final, power, factor = (SCHEDULE_DEFAULTS[option] if value is None else value for option, value in given.items())
     match schedule.name:
         case LearningRateSchedule.constant | None:
             base: Any = None
         case LearningRateSchedule.cosine:
-            base = schedules.CosineDecay(peak, rest, alpha=schedule.final)
+            base = schedules.CosineDecay(peak, rest, alpha=final)
         case LearningRateSchedule.polynomial:
-            base = schedules.PolynomialDecay(peak, rest, end_learning_rate=peak * schedule.final, power=schedule.power)
+            base = schedules.PolynomialDecay(peak, rest, end_learning_rate=peak * final, power=power)
         case LearningRateSchedule.exponential:
-            base = schedules.ExponentialDecay(peak, every, schedule.rate)
+            base = schedules.ExponentialDecay(peak, every, factor)
         case LearningRateSchedule.step:
-            base = schedules.ExponentialDecay(peak, every, schedule.rate, staircase=True)
+            base = schedules.ExponentialDecay(peak, every, factor, staircase=True)
     if base is None and warmup == 0:
         return peak
     return _stage_rate(base, peak, warmup, first_iteration)
