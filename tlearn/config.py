@@ -371,7 +371,7 @@ class CacheConfig:
     dir: str | None = option(None, "folder; null: tlearn/features in the user's cache folder")
     max_gb: float = option(20.0, "size of the folder, 10^9 bytes; what was used longest ago makes room")
     dtype: FeatureType = option(FeatureType.float32, "float32: exact | float16: half the bytes")
-    views: int | None = option(None, "augmented versions kept of each image; null: fresh ones, and no cache")
+    views: int | None = option(None, "augmented versions kept of each image; null: fresh ones, none kept")
 
 
 @dataclass

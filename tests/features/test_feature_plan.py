@@ -73,8 +73,11 @@ def test_reasons(plan: Callable[..., Plan], overrides: list[str], reason: str, p
     assert features.cached is (passes < 20)
     assert made.passes == passes
     text = " ".join(" ".join(shown(made)).split())
-    streamed = f"computes all images in each epoch: {reason}; 20 passes over 55.3 kB of pixels"
+    changed = reason in ("fresh augmentation (cache.views=null)", "batches are mixed as pixels")
+    images = "all training images" if changed else "all images"
+    streamed = f"computes {images} in each epoch: {reason}; 20 passes over 55.3 kB of pixels"
     assert (streamed in text) is not features.cached
+    assert ("; head_pool 16 of the validation images once: 384 bytes in float32" in text) is changed
     saved = " instead of 20, prefix engine graph" if passes < 20 else ""
     assert text.endswith(f"passes over the training images: {passes}{saved}") or "note:" in text
 

@@ -108,6 +108,43 @@ def assert_equivalent(train: Callable[..., Any], overrides: tuple[str, ...], eag
     return cached
 
 
+@pytest.mark.parametrize("changes", [FRESH, ("augment.mixup=0.4",)], ids=["fresh augmentation", "mixup"])
+def test_validation_images_are_computed_once_where_training_images_cannot_be(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
+) -> None:
+    """And every score, and all weights, are those of a run that keeps nothing."""
+    from tlearn.train.streams import Streams
+
+    validated: list[int] = []
+    evaluation = Streams.evaluation
+    monkeypatch.setattr(Streams, "evaluation", lambda self, rows: validated.append(len(rows)) or evaluation(self, rows))
+    stages = ("schedule=two_stage", "schedule.stages.1.unfreeze={last_blocks: 1}")
+    recipe = (*stages, "schedule.stages.0.epochs=3", "schedule.stages.1.epochs=2", *changes, "cache.dir=kept")
+    kept = train(*recipe)
+    assert validated == []
+    assert (kept.said.count("features of 6 val images"), kept.passes) == (2, 0)
+    nothing_kept = train(*off(recipe))
+    assert validated == [6] * 5
+    assert kept.furthest_from(nothing_kept) == 0
+    scores, expected = (
+        [[record[name] for name in ("val_loss", "val_accuracy")] for record in one.run.epochs()]
+        for one in (kept, nothing_kept)
+    )
+    assert scores == expected
+    assert len({str(score) for score in scores}) > 1, "else it compares nothing"
+    again = train(*recipe)
+    assert again.said.count("features of the val images are in the cache") == 2
+    assert again.furthest_from(kept) == 0
+
+
+def test_validation_images_are_computed_in_each_epoch_where_they_cannot_be_kept(train: Callable[..., Any]) -> None:
+    Path("file").touch()
+    expected = train(*off(FRESH), SHORT)
+    unkept = train(*FRESH, SHORT, "cache.dir=file")
+    assert "stage head computes all validation images in each epoch" in unkept.said
+    assert unkept.furthest_from(expected) == 0
+
+
 def shipped(schedule: str, rate: float, epochs: int = 1) -> tuple[str, ...]:
     """A schedule of ours, shortened, with a rate for all stages but the head's that moves weights far in few steps."""
     settings = [f"schedule={schedule}"]

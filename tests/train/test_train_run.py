@@ -145,8 +145,11 @@ def test_what_a_run_was_made_of_is_recorded(finished: tuple[int, str, str, Run])
 def test_the_report_says_what_was_computed_in_each_epoch_and_why(finished: tuple[int, str, str, Run]) -> None:
     *_, run = finished
     page = run.report_file.read_text()
-    why = "computes all images in each epoch: fresh augmentation (cache.views=null); 2 passes over 32.3 kB of pixels"
-    assert f"- `head` {why}\n- `top` {why}\n- planned passes over the training images: 4\n" in page
+    why = "computes all training images in each epoch: fresh augmentation (cache.views=null)"
+    for name, stage in zip(("head", "top"), run.plan["stages"], strict=True):
+        kept = f"{', '.join(stage['features']['tensors'])} of the validation images once"
+        assert f"- `{name}` {why}; 2 passes over 32.3 kB of pixels; {kept}: " in page
+    assert "in float32; made in this run\n- planned passes over the training images: 4\n" in page
 
 
 def test_the_report_says_what_was_computed_once(

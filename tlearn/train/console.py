@@ -143,7 +143,11 @@ def feature_texts(plan: Plan) -> Iterator[tuple[str, str]]:
             size = f"{size_text(features.bytes)}, {features.bytes_per_image:,} bytes an image"
             text = f"computes {', '.join(features.tensors)} {when}: {size} in {features.dtype}"
         else:
-            text = f"computes all images in each epoch: {features.reason}; {_streaming(plan, stage)}"
+            images = "all training images" if features.keeps_val else "all images"
+            text = f"computes {images} in each epoch: {features.reason}; {_streaming(plan, stage)}"
+            if features.keeps_val:
+                size = size_text(features.bytes_per_image * plan.val_images)
+                text += f"; {', '.join(features.tensors)} of the validation images once: {size} in {features.dtype}"
         yield stage.name, text
 
 

@@ -22,7 +22,9 @@ class FeaturePlan:
     Attributes:
         tensors: the frontier, as ``layer 8x8x1280``.
         shapes: of the tensors, for one image.
-        cached: whether features are kept on disk; else every image goes through the whole model in every epoch.
+        cached: whether features are kept on disk; else every training image goes through the whole model in every
+            epoch.
+        keeps_val: whether those of the validation images are kept all the same: nothing changes them.
         reason: why, in a few words.
         bytes_per_image: of one version of one image.
         bytes: of all that is kept for the stage.
@@ -35,6 +37,7 @@ class FeaturePlan:
     tensors: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     cached: bool
+    keeps_val: bool
     reason: str
     bytes_per_image: int
     bytes: int
@@ -62,8 +65,9 @@ class _Pass:
 class FeaturePlanner:
     """Decides for one stage after the other, in their order."""
 
-    def __init__(self, config: Config, data: Data, classifier: Classifier) -> None:
+    def __init__(self, config: Config, data: Data, classifier: Classifier, workers: int = 1) -> None:
         self._config = config
+        self._alone = workers == 1  # of several, all have a share in every pass
         self._data = data
         self._classifier = classifier
         self._stages = 0
@@ -80,6 +84,7 @@ class FeaturePlanner:
             tensors=tensor_names(self._classifier, frontier),
             shapes=train.shapes,
             cached=not reason,
+            keeps_val=bool(reason) and self._alone and not self._reason_to_keep_none(frontier, val.bytes),
             reason=reason or f"{counted(views, 'version')} of each training image",
             bytes_per_image=train.bytes_per_row,
             bytes=train.bytes + val.bytes,
@@ -106,16 +111,22 @@ class FeaturePlanner:
         return self._stages
 
     def _reason_to_stream(self, frontier: Frontier, size: int) -> str:
-        """Why features cannot be kept; empty when they can."""
-        cache, augment = self._config.cache, self._config.augment
+        """Why features of the training images cannot be kept; empty when they can."""
+        augment = self._config.augment
+        if self._config.cache.mode is not CacheMode.off and frontier.is_worthwhile:
+            if augment.mixup or augment.cutmix or augment.rand_augment.p:
+                return "batches are mixed as pixels"
+            if is_augmented(self._config) and self._config.cache.views is None:
+                return "fresh augmentation (cache.views=null)"
+        return self._reason_to_keep_none(frontier, size)
+
+    def _reason_to_keep_none(self, frontier: Frontier, size: int) -> str:
+        """Why features of images that nothing changes cannot be kept; empty when they can."""
+        cache = self._config.cache
         if cache.mode is CacheMode.off:
             return "cache.mode=off"
         if not frontier.is_worthwhile:
             return "no layer is frozen"
-        if augment.mixup or augment.cutmix or augment.rand_augment.p:
-            return "batches are mixed as pixels"
-        if is_augmented(self._config) and cache.views is None:
-            return "fresh augmentation (cache.views=null)"
         if not self._knows_images:
             return f"data.name={self._config.data.name} cannot tell whether its images changed"
         if layer := indescribable(frontier):

@@ -35,28 +35,37 @@ MADE = "made in this run"
 
 
 @dataclass(frozen=True, eq=False)
-class StageFeatures:
-    """Features of one stage.
+class ValFeatures:
+    """Features of the validation images in one stage.
 
     Attributes:
         frontier: where the model is cut.
         prefix: hash of what is below it, as it was when they were made.
-        suffix: the model from them to logits, which is what trains.
-        train: of the training images, one block of rows per view.
-        val: of the validation images.
-        views: number of blocks in ``train``.
+        suffix: the model from them to logits.
+        val: the features.
     """
 
     frontier: Frontier
     prefix: str
     suffix: keras.Model
-    train: Features
     val: Features
-    views: int
 
     def are_current(self) -> bool:
         """Whether the model's weights below the frontier are those that made them."""
         return prefix_hash(self.frontier) == self.prefix
+
+
+@dataclass(frozen=True, eq=False)
+class StageFeatures(ValFeatures):
+    """Features of one stage, whose ``suffix`` is what trains.
+
+    Attributes:
+        train: of the training images, one block of rows per view.
+        views: number of blocks in ``train``.
+    """
+
+    train: Features
+    views: int
 
 
 class FeatureMaker:
@@ -133,10 +142,37 @@ class FeatureMaker:
             self._say(f"stage {self._stages[index].name} computes all images in each epoch instead")
             self.give_up(str(error.strerror or error))
             return None
-        self.outcome = MADE if self._made & {train.key, val.key} else "found in the cache"
+        self.outcome = self._came_of({train.key, val.key})
         views = views_of(self._config)
-        opened = self._open[train.key], self._open[val.key]
-        return StageFeatures(frontier, prefix, frontier.suffix(), *opened, views)
+        kept = self._open[val.key], self._open[train.key]
+        return StageFeatures(frontier, prefix, frontier.suffix(), *kept, views)
+
+    def validation(self, index: int) -> ValFeatures | None:
+        """Features of the validation images for a stage whose training images stream; None where none are planned.
+
+        Arguments, the state of the model, and what is raised are those of ``stage``.
+        """
+        if not self._stages[index].features.keeps_val:
+            return None
+        freeze(self._classifier, self._stages[index].layers)
+        frontier = find_frontier(self._classifier.model)
+        prefix = prefix_hash(frontier)
+        _, val = self._entries.of(frontier, prefix)
+        self._close_all_but({val.key})
+        try:
+            if self._open_all([val]):
+                self._say(f"features of the val images are in the cache: {_size([val])}")
+            else:
+                self._pass_over_images([val], shared=False)
+                if not self._open_all([val]):
+                    raise OSError("they do not stay there")
+        except OSError as error:
+            self._say(f"features cannot be kept in {self._cache.folder}: {error.strerror or error}")
+            self._say(f"stage {self._stages[index].name} computes all validation images in each epoch")
+            self._give_up(str(error.strerror or error), "validation images")
+            return None
+        self.outcome = self._came_of({val.key})
+        return ValFeatures(frontier, prefix, frontier.suffix(), self._open[val.key])
 
     def streamed(self, index: int) -> tuple[keras.Model | None, Compute | None]:
         """What trains in a stage that streams, and what computes its inputs in each step; None: the whole model.
@@ -152,8 +188,14 @@ class FeatureMaker:
 
     def give_up(self, why: str) -> None:
         """Let go of the features of a stage that will stream after all."""
-        self.outcome = f"could not be kept ({why}): all images were computed in each epoch"
+        self._give_up(why, "images")
+
+    def _give_up(self, why: str, images: str) -> None:
+        self.outcome = f"could not be kept ({why}): all {images} were computed in each epoch"
         self.close()
+
+    def _came_of(self, keys: set[str]) -> str:
+        return MADE if self._made & keys else "found in the cache"
 
     def close(self) -> None:
         """Let others delete what was in use."""
@@ -206,7 +248,7 @@ class FeatureMaker:
             elif missing:
                 with self._writers(list(missing.values())) as writers:
                     self._extract(split, writers, extractor)
-            else:
+            elif any(entry.split == split for entry in wanted):
                 self._say(f"features of the {split} images are in the cache")
 
     def _extract_shards(self, split: str, entries: list[Wanted], extractor: Callable[[Any], dict[int, Any]]) -> None:

@@ -129,7 +129,7 @@ def plan_run(config: Config, data: Data, classifier: Classifier, devices: Device
     table = data.table
     steps_per_epoch = math.ceil(len(data.train) / config.data.batch_size)
     stages: list[StagePlan] = []
-    features = FeaturePlanner(config, data, classifier)
+    features = FeaturePlanner(config, data, classifier, 1 if devices is None else devices.workers)
     for index, stage in enumerate(config.schedule.stages):
         first_epoch = stages[-1].first_epoch + stages[-1].epochs if stages else 0
         where = f"schedule.stages.{index}"

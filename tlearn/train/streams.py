@@ -26,7 +26,7 @@ from tlearn.train.feature_arrays import Layout
 from tlearn.train.losses import as_targets
 
 if TYPE_CHECKING:
-    from tlearn.train.features import StageFeatures
+    from tlearn.train.features import StageFeatures, ValFeatures
     from tlearn.train.plan import Plan
 
 EXTRACTION_BATCH = 32
@@ -109,7 +109,7 @@ class Streams:
         steps = _chunks(start, stop, self._plan.steps_per_epoch, self._steps_at_once(features.train.layout))
         return self._feature_chunks(steps, read, features.train.layout, self._targets(stage))
 
-    def validation_features(self, features: StageFeatures) -> Iterator[tuple[list[np.ndarray], Any]]:
+    def validation_features(self, features: ValFeatures) -> Iterator[tuple[list[np.ndarray], Any]]:
         """Features of the validation images in place of ``evaluation``: chunks of steps and their targets."""
         images, size = len(self._data.val), self._config.data.batch_size
         count = math.ceil(images / size)

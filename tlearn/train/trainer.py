@@ -17,7 +17,7 @@ from tlearn.train.classifier import Classifier
 from tlearn.train.console import Terminal, metrics_line
 from tlearn.train.distribution import Devices
 from tlearn.train.engine import Compute
-from tlearn.train.features import MADE, FeatureMaker, StageFeatures
+from tlearn.train.features import MADE, FeatureMaker, StageFeatures, ValFeatures
 from tlearn.train.finish import finish, finish_pruned
 from tlearn.train.loop import Logs, Loop, Outputs
 from tlearn.train.losses import default_monitor, smaller_is_better
@@ -214,12 +214,17 @@ class Trainer:
         if state is not None:
             self._restore(lambda: restore_weights(self._classifier, state))  # what is kept below is made from them
         unfinished, is_last = progress.step < plan.steps or progress.validation_due, index == len(self._plan.stages) - 1
-        features = self._features_of(index) if unfinished or is_last else None  # the last also tell the final scores
+        features: StageFeatures | None = None
+        kept: ValFeatures | None = None
+        if unfinished or is_last:  # the last also tell the final scores
+            features = self._features_of(index)
+            kept = features or self._val_features_of(index)
         progress.engine_trial = self._features.trial or progress.engine_trial
         if self._features.outcome:
-            maker = self._plan.stages[plan.features.made_in or 0].name
+            made_in = plan.features.made_in
+            maker = self._plan.stages[index if made_in is None else made_in].name
             # a run that goes on finds what it made before
-            made = features is not None and progress.features.get(maker) == MADE
+            made = kept is not None and progress.features.get(maker) == MADE
             progress.features[plan.name] = MADE if made else self._features.outcome
         model, prefix = (features.suffix, None) if features else self._features.streamed(index)
         session = Session(
@@ -240,7 +245,7 @@ class Trainer:
         elif progress.global_step == 0:
             self._save(session)  # there is a good state from here on
         self._terminal.print(f"stage {plan.name}: {plan.parameters:,} parameters, {plan.optimizer}")
-        validate = self._validation(features)
+        validate = self._validation(kept)
         if unfinished:
             self._run_steps(session, plan, self._config.schedule.stages[index], features, prefix, validate)
         session.finalize()
@@ -262,6 +267,10 @@ class Trainer:
                 self._features.give_up("another worker cannot keep them")
             return None
         return features
+
+    def _val_features_of(self, index: int) -> ValFeatures | None:
+        with memory_guard(self._config.data.batch_size, of_features=True):
+            return self._features.validation(index)
 
     def _restore(self, take_up: Callable[[], None]) -> None:
         try:
@@ -335,7 +344,7 @@ class Trainer:
         length = min(self._plan.steps_per_epoch, plan.steps - epoch * self._plan.steps_per_epoch)
         self._terminal.start_epoch(f"{plan.name} {epoch + 1}/{plan.epochs}", length, done)
 
-    def _validation(self, features: StageFeatures | None) -> Callable[[], Logs]:
+    def _validation(self, features: ValFeatures | None) -> Callable[[], Logs]:
         """Loss and metrics of the validation images, from their features where these are kept."""
         if features is None:
             self._kept = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from tlearn.data import Data
 from tlearn.train.classifier import Classifier
-from tlearn.train.features import StageFeatures
+from tlearn.train.features import ValFeatures
 from tlearn.train.loop import Evaluation, Logs, Outputs
 from tlearn.train.losses import make_loss, make_metrics
 from tlearn.train.plan import Plan
@@ -45,7 +45,7 @@ class KeptValidation:
         plan: Plan,
         data: Data,
         streams: Streams,
-        features: StageFeatures,
+        features: ValFeatures,
         *,
         say: Callable[[str], None],
         should_stop: Callable[[], bool],
