@@ -76,7 +76,7 @@ def _about_the_cache(config: Config, found: Foresight) -> list[str]:
 
     if not found.stages:
         return []
-    if obstacle := FeatureCache(found.folder).obstacle():
+    if found.missing_bytes and (obstacle := FeatureCache(found.folder).obstacle()):
         what = "no features can be kept, and all images are computed in each epoch"
         return [f"{obstacle}: {what}; cache.dir names another place"]
     missing, there, most = found.missing_bytes, found.bytes, config.cache.max_gb

@@ -263,6 +263,7 @@ def test_a_folder_that_vanishes(train: Callable[..., Any], used: bool) -> None:
 
     run = train(*schedule, "log.every=1", "cache.dir=kept", should_stop=vanish)
     assert ("stage head computes all images in each epoch instead" in run.said) is not used
+    assert (f"features of stage top are gone from {Path('kept').absolute()}" in run.said) is used
     assert run.passes == (2 if used else 1)
     assert run.furthest_from(expected) == 0
 
@@ -295,6 +296,7 @@ def test_room_for_the_stage_but_not_for_later_ones(train: Callable[..., Any], mo
     monkeypatch.setattr(FeatureCache, "_make_room", once)
     run = train(*schedule, "cache.dir=other")
     assert refused
+    assert "features of all stages cannot be kept: No space left on device" in run.said
     assert run.passes == 2
     assert run.furthest_from(expected) == 0
 

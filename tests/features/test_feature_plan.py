@@ -158,6 +158,15 @@ def test_the_plan_tells_what_is_in_the_cache(
     assert "head 0 of 18 train images, 0 of 6 val: 1 pass" in printed()
 
 
+def test_a_folder_that_takes_nothing_is_no_matter_where_all_is_there(
+    train: Callable[..., Any], printed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("cache.dir=kept", SHORT)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "no features can be kept" not in printed()
+    assert "no features can be kept" in printed("seed=2")
+
+
 def test_what_will_make_room_is_said_before(train: Callable[..., Any], printed: Callable[..., str]) -> None:
     train("cache.dir=kept", SHORT)
     told = printed("seed=2", "cache.max_gb=0.000003")

@@ -134,6 +134,8 @@ class FeatureMaker:
             if not self._devices.any(not self._open_all(wanted)):
                 self._say(f"features are in the cache: {_size(wanted)}")
             else:
+                if self._made & {train.key, val.key}:
+                    self._say(f"features of stage {self._stages[index].name} are gone from {self._cache.folder}")
                 self._make(index, wanted)
                 if not self._open_all(wanted):
                     raise OSError("they do not stay there")
@@ -230,9 +232,10 @@ class FeatureMaker:
         shared = self._shards.are_used()
         try:
             self._pass_over_images([entry for stage in together for entry in stage], shared=shared)
-        except OSError:  # no room for all: for this stage alone there may be some
+        except OSError as error:  # no room for all: for this stage alone there may be some
             if len(together) == 1:
                 raise
+            self._say(f"features of all stages cannot be kept: {error.strerror or error}; those of this one may")
             self._pass_over_images(wanted, shared=shared)
 
     def _pass_over_images(self, wanted: Sequence[Wanted], *, shared: bool) -> None:
