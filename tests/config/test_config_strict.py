@@ -278,6 +278,16 @@ def test_every_run_of_a_multirun_is_checked_before_the_first(
     assert not list(tmp_path.iterdir())
 
 
+def test_runs_of_a_multirun_do_not_share_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["-m", "run_dir=r", "seed=1,2"]) == 2
+    said = capsys.readouterr().err
+    assert "error: run_dir: 2 runs would be made in r\n" in said
+    assert 'run_dir="r-${seed}"' in said
+    assert main(["-m", 'run_dir="r-${seed}"', "seed=1,-2"]) == 2, "of the seed alone"
+    assert "run_dir" not in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_plain_data_is_checked_the_same_way() -> None:
     assert typed({"seed": 3, "head": {"pooling": "gem"}}).head.pooling is Pooling.gem
     assert typed({}) == Config()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from tlearn.compose import load_config
 from tlearn.sweep.command import main
+from tlearn.sweep.load import load_sweep
 from tlearn.sweep.process import run_trial
 
 RunCli = Callable[..., Any]
@@ -268,6 +274,54 @@ def test_how_the_run_of_the_best_ended_is_told(
     assert main([*rates, "sweep.trials=1", "sweep.retrain=true"]) == ended[0]
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["retrained"] == {"run": str(tmp_path / "out" / "best-0000")} | said
+
+
+def test_two_workers_train_the_best_once(
+    rates: tuple[str, ...],
+    fake: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """The second waits for the first, and tells what that one's run came to; its objective is of training images."""
+    from tlearn.sweep import retrain
+    from tlearn.train.launch import JobResult, Processes
+
+    given = [*rates, "sweep.trials=1", "sweep.pruner.name=none", "sweep.objectives.0.metric=loss"]
+    fake["work"](given, fake["fake_run"]())
+    begun, waiting, runs = threading.Event(), threading.Event(), []
+
+    def run_job(overrides: list[str], *_: Any) -> JobResult:
+        runs.append(overrides)
+        begun.set()
+        assert waiting.wait(60)
+        run = tmp_path / "out" / "best-0000"
+        run.mkdir()
+        (run / "config.yaml").write_text(
+            OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(load_config(overrides))))
+        )
+        (run / "metrics.jsonl").write_text('{"event": "epoch", "loss": 0.25}\n')
+        (run / "summary.json").write_text('{"status": "finished"}')
+        return JobResult(0, {"status": "finished"}, 1.0)
+
+    monkeypatch.setattr(retrain, "run_job", run_job)
+    monkeypatch.setattr(retrain, "time", SimpleNamespace(sleep=lambda _: waiting.set()))
+    told: list[tuple[int, dict[str, Any]]] = []
+
+    def work() -> None:
+        told.append(retrain.retrain(load_sweep(given), fake["open_study"](given), Processes()))
+
+    first = threading.Thread(target=work, daemon=True)
+    first.start()
+    assert begun.wait(60)
+    work()
+    first.join(60)
+    assert len(runs) == 1
+    assert [(status, line["retrained"]["status"]) for status, line in told] == [(0, "finished")] * 2
+    assert "waiting for another worker, which trains" in capsys.readouterr().err
+    assert re.search(
+        r"^# Result: loss 0\.25 \(seed", (tmp_path / "experiments" / "rates.yaml").read_text(), re.MULTILINE
+    )
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------

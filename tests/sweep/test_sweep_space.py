@@ -160,3 +160,12 @@ def test_a_wrong_sweep_is_explained(overrides: list[str], says: list[str], in_ow
 def test_a_run_has_no_key_of_a_sweep() -> None:
     with pytest.raises(ConfigError, match=r"it is for python -m tlearn\.sweep"):
         load_config(["sweep=heads", "sweep.trials=3"])
+
+
+def test_text_that_begins_as_a_mapping_does_stays_text() -> None:
+    """As the same text does on the command line: what it cannot be there is said in the same way."""
+    assert config_value("{last_blocks: 1}") == "{last_blocks: 1}"
+    assert config_value('{"last_blocks": 1}') == {"last_blocks": 1}
+    choices = "{type: categorical, choices: [none, '{last_blocks: 1}']}"
+    with pytest.raises(ConfigError, match="last_blocks: 1}' is not a selector"):
+        load_sweep(["sweep=learning_rates", f"sweep.space={{schedule.stages.0.unfreeze: {choices}}}"])

@@ -119,12 +119,15 @@ def test_other_weights_are_named(copy: Run) -> None:
     assert not found.equal
 
 
-@pytest.mark.parametrize("case", ["unfinished", "exists", "none"])
+@pytest.mark.parametrize("case", ["unfinished", "pruned", "exists", "none"])
 def test_what_cannot_be_repeated(case: str, copy: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments, says = [str(copy.path)], "has not ended"
     match case:
         case "unfinished":
             copy.summary_file.unlink()
+        case "pruned":
+            rewrite(copy.summary_file, lambda facts: (facts.pop("weights_sha256"), facts.update(status="pruned")))
+            says = "was pruned: it has no final weights to compare"
         case "exists":
             arguments, says = [*arguments, "--run-dir", str(tmp_path)], f"{tmp_path} exists"
         case "none":

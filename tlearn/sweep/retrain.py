@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,14 @@ from tlearn.compose import load_config
 from tlearn.config import Config, Stage
 from tlearn.errors import Problem, UserError
 from tlearn.sweep.load import Sweep
+from tlearn.sweep.results import recorded
 from tlearn.sweep.study import SharedStudy
 from tlearn.train.checkpoint import write_atomic
 from tlearn.train.command import OK, STOPPED
 from tlearn.train.launch import Processes, run_job
 from tlearn.train.run import Run
 
+_POLL_SECONDS = 1.0
 _MARK = "# Found by the sweep "
 _OF_A_RUN = ("run_dir", "resume", "name")
 
@@ -49,24 +55,46 @@ def retrain(sweep: Sweep, study: SharedStudy, processes: Processes) -> tuple[int
     """
     best = study.front()[0]
     run = Run(sweep.folder / f"best-{best.number:04d}")
-    if not run.summary_file.is_file() and not processes.stopped:
-        overrides = sweep.overrides(best.params, run.path, shortened=False)
-        result = run_job([f"resume={run.path}"] if run.config_file.is_file() else overrides, os.getcwd(), processes)
-        if result.status != OK and (result.summary or not processes.stopped):
-            said = result.summary or {"status": "failed", "reason": f"exit status {result.status}"}
-            return result.status, {"retrained": {"run": str(run.path)} | said}
-    if not run.summary_file.is_file():  # a signal came before the run, or too early for it to say so itself
-        return STOPPED, {"retrained": {"run": str(run.path), "status": "stopped"}}
-    path = _target(sweep)
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, experiment_text(sweep, run).encode())
+    with _alone(run, processes):
+        if not run.summary_file.is_file() and not processes.stopped:
+            overrides = sweep.overrides(best.params, run.path, shortened=False)
+            result = run_job([f"resume={run.path}"] if run.config_file.is_file() else overrides, os.getcwd(), processes)
+            if result.status != OK and (result.summary or not processes.stopped):
+                said = result.summary or {"status": "failed", "reason": f"exit status {result.status}"}
+                return result.status, {"retrained": {"run": str(run.path)} | said}
+        if not run.summary_file.is_file():  # a signal came before the run, or too early for it to say so itself
+            return STOPPED, {"retrained": {"run": str(run.path), "status": "stopped"}}
+        path = _target(sweep)
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, experiment_text(sweep, run).encode())
     return OK, {"retrained": run.summary, "experiment": str(path)}
+
+
+@contextlib.contextmanager
+def _alone(run: Run, processes: Processes) -> Iterator[None]:
+    """Hold a lock of the kernel beside the run: one worker trains it, others wait and find it trained.
+
+    Who is asked to stop waits no longer, and comes in without the lock.
+    """
+    with open(run.path.with_name(f".{run.path.name}.lock"), "a") as file:
+        said = False
+        while not processes.stopped:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not said:
+                    print(f"waiting for another worker, which trains {run.path}", file=sys.stderr)
+                said = True
+                time.sleep(_POLL_SECONDS)
+        yield
 
 
 def experiment_text(sweep: Sweep, run: Run) -> str:
     """A run's config as an experiment: what it sets, and no default."""
     metrics = [objective.metric for objective in sweep.settings.objectives]
-    results = ", ".join(f"{name} {run.summary[name]:.4g}" for name in metrics if name in run.summary)
+    found = recorded(run.path)
+    results = ", ".join(f"{name} {found[name]:.4g}" for name in metrics if name in found)
     name = _target(sweep).stem
     header = [
         f"{_MARK}{sweep.settings.name}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -147,8 +148,11 @@ class Space:
 
 
 def config_value(value: Scalar) -> Any:
-    """A stored value as the config takes it: JSON text of a list or mapping becomes one again."""
-    return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+    """A stored value as the config takes it: JSON text of a list or mapping becomes one again, other text stays."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def parse_space(data: Mapping[str, Any], stages: int) -> Space:

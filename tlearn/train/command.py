@@ -5,6 +5,7 @@ Hydra composes and shows; it never runs anything here. Its own run mode would in
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import re
@@ -190,12 +191,20 @@ def _check_jobs(jobs: list[list[str]]) -> None:
     from tlearn.train.checks import check_config
 
     problems: dict[Problem, None] = {}
+    folders: collections.Counter[str] = collections.Counter()
     for overrides in jobs:
         try:
             with all_problems():
                 config = load_config(overrides)
+            folders.update([config.run_dir] if config.run_dir is not None else [])
             check_config(config)
         except UserError as error:
             problems |= dict.fromkeys(error.problems)
+    for folder, runs in folders.items():
+        if runs > 1:
+            fix = (
+                "leave it away: each run makes a folder of its own; or name it by what differs: 'run_dir=\"r-${seed}\"'"
+            )
+            problems[Problem("run_dir", f"{runs} runs would be made in {folder}", fix)] = None
     if problems:
         raise ConfigError(problems)

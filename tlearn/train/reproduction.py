@@ -84,6 +84,9 @@ def reproduce(
 
     first = Run.open(path)
     summary = first.summary  # refuses a run that has not ended
+    if summary.get("status") == "pruned":
+        fix = "train it to its end first, with the overrides in its overrides.yaml and another run_dir"
+        raise UserError(Problem(str(first.path), "was pruned: it has no final weights to compare", fix))
     if "weights_sha256" not in summary:
         raise UserError(
             Problem(str(first.path), "does not say which weights it ended with", "an older version made it")
