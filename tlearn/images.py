@@ -362,6 +362,9 @@ class ArrayImages:
         return np.asarray(self._arrays[row]).astype(np.uint8)
 
 
+_LARGEST = 255.5  # resizing in floating point gives a little more than 255
+
+
 def _wrong_values(array: NDArray[Any]) -> str:
     """What is wrong with the values of an image; empty when nothing is."""
     if array.dtype == np.uint8:
@@ -371,7 +374,7 @@ def _wrong_values(array: NDArray[Any]) -> str:
     if not np.isfinite(array).all():
         return "has values that are NaN or infinite"
     least, largest = float(array.min()), float(array.max())
-    return f"has values from {least:g} to {largest:g}" if least < 0 or 0 < largest <= 1 or largest > 255 else ""
+    return f"has values from {least:g} to {largest:g}" if least < 0 or 0 < largest <= 1 or largest > _LARGEST else ""
 
 
 def as_images(images: ImageInput) -> Images:

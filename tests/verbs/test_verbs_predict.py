@@ -91,6 +91,8 @@ def test_what_python_may_give(digits_run: Path) -> None:
     assert network.predict(Image.fromarray(image))[0].top == network.predict([image])[0].top
     np.testing.assert_array_equal(network.features(image, np.int64(3)), network.features(image, 3))  # type: ignore[call-overload]
     assert network.features(image, np.array([3, 4])).keys() == {"3", "4"}  # type: ignore[call-overload]
+    side = network.backbone.image_size
+    assert network.predict(np.full((side, side, 3), 255.0001, np.float32)), "as resizing gives it"
     wrong: list[tuple[Callable[[], Any], str]] = [
         (lambda: network.predict(image, top=-1), "top: must be 1 or more, got -1"),
         (lambda: network.predict(image, batch_size=0), "batch_size: must be 1 or more, got 0"),

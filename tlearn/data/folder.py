@@ -5,8 +5,7 @@
 
 Hidden files and folders are passed over, and so is everything that is not named like an image. Class folders may hold
 folders of their own; symbolic links are followed, for each class each real folder once, but none to a folder that the
-class itself lies in. Everything is sorted, so that a row number
-means the same image wherever the folder lies.
+class itself lies in. Everything is sorted, so that a row number means the same image wherever the folder lies.
 """
 
 from __future__ import annotations
