@@ -155,7 +155,9 @@ def shipped(schedule: str, rate: float, epochs: int = 1) -> tuple[str, ...]:
 
 
 @pytest.mark.usefixtures("one_network")
-@pytest.mark.parametrize("schedule", STAGES)
+@pytest.mark.parametrize(
+    "schedule", [name if name == "gradual" else pytest.param(name, marks=pytest.mark.slow) for name in STAGES]
+)
 def test_every_schedule_on_mobilenet(train: Callable[..., Any], schedule: str) -> None:
     """Largest difference of any weight after two epochs in each stage: at most 1e-6; measured: 0."""
     mobilenet = ("backbone.name=mobilenet", "backbone.weights=glyphs", "backbone.alpha=0.25", FEW)

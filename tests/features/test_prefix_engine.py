@@ -192,6 +192,7 @@ def test_the_fastest_is_taken(
     assert said == [says]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["folded", "xla"])
 def test_a_run_with_other_features_ends_in_the_same_weights(train: Callable[..., Any], engine: str) -> None:
     """To a difference of 1e-4, after 60 steps; folded also without a cache, where the engine bears on streaming too."""

@@ -342,6 +342,7 @@ def test_the_plan_counts_extractions(rates: tuple[str, ...]) -> None:
     assert (thawed.shared, thawed.own) == (1, 4), "with everything unfrozen each trial goes through all images anew"
 
 
+@pytest.mark.slow
 def test_trials_make_as_many_extractions_as_the_plan_says(rates: tuple[str, ...], tmp_path: Path) -> None:
     import tlearn
     from tlearn.compose import load_config

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tlearn.sweep import command as sweep_command
-from tlearn.sweep import retrain
+from tlearn.sweep import retrain, worker
 from tlearn.sweep.command import main
 from tlearn.sweep.display import Display
 from tlearn.sweep.process import Ended
@@ -169,7 +170,7 @@ def test_a_worker_that_waits_for_others_stops(
     command: Command, fake: dict[str, Any], rates: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = fake["open_study"]([*rates, "sweep.trials=1", "sweep.pruner.name=none"])
-    say = Display.say
+    say, polls = Display.say, iter(range(3))
 
     def waits(display: Display, text: str) -> None:
         say(display, text)
@@ -177,6 +178,7 @@ def test_a_worker_that_waits_for_others_stops(
             send(signal.SIGTERM)
 
     monkeypatch.setattr(Display, "say", waits)
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: next(polls)))
     with other.working():
         claim = other.claim()
         status, line, said = command("sweep.trials=1")

@@ -123,3 +123,30 @@ def draw_folder(root: Path, classes: tuple[str, ...] = ("ant", "bee", "cat"), ea
 def pictures(tmp_path: Path) -> Path:
     """A folder of three classes with six pictures each."""
     return draw_folder(tmp_path / "pictures")
+
+
+def everything(folder: Path) -> dict[str, int]:
+    """Every file and folder with its size."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``refused("seed=x", says=("seed",))``: runs the command and gives what it says, once all is as it should be."""
+
+    from tlearn.train.command import main
+
+    def run(*overrides: str, says: tuple[str, ...] = ()) -> str:
+        before = everything(tmp_path)
+        status = main(list(overrides))
+        out, err = capsys.readouterr()
+        assert status == 2, err
+        assert out == ""
+        assert "Traceback" not in err
+        assert err.startswith("error: ")
+        for text in says:
+            assert text in err
+        assert everything(tmp_path) == before, "something was written"
+        return err
+
+    return run

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tlearn
+
 SMALL = (
     "backbone.name=mobilenet",
     "backbone.alpha=0.25",
@@ -155,3 +157,9 @@ def unreadable(tmp_path: Path, huge: Path) -> Path:
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:60])
     huge.rename(folder / "huge.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def network(digits_run: Path) -> tlearn.Network:
+    """The digits run, loaded."""
+    return tlearn.load(digits_run)

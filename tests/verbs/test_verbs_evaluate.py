@@ -23,11 +23,6 @@ from tlearn.train.run import Run
 
 
 @pytest.fixture(scope="module")
-def network(digits_run: Path) -> tlearn.Network:
-    return tlearn.load(digits_run)
-
-
-@pytest.fixture(scope="module")
 def labels_network(labels_run: Path) -> tlearn.Network:
     return tlearn.load(labels_run)
 

@@ -17,11 +17,6 @@ from tlearn.gradcam import Explanation
 from tlearn.prediction import Guess
 
 
-@pytest.fixture(scope="module")
-def network(digits_run: Path) -> tlearn.Network:
-    return tlearn.load(digits_run)
-
-
 def test_the_map_is_the_class_activation_map() -> None:
     """Over average pooling and one dense layer, Grad-CAM is CAM (Selvaraju et al. 2017, section 3.1)."""
     network = tlearn.backbone("mobilenet_v2", alpha=0.35, weights=None, image_size=96, include_top=True)
